@@ -1,0 +1,386 @@
+//! The hot path: a plan and block lists in, spans out.
+
+use super::plan::{CopySet, Cut, Plan, Span, Template};
+use super::request::{BlockList, NO_BLOCK, Request};
+use super::shape::{Alias, Group, GroupKind, Layout};
+use crate::error::{Error, Result, Status};
+
+/// What an expansion produced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Spans written.
+    pub spans: u64,
+    /// Bytes they move.
+    pub bytes: u64,
+    /// Runs before neighbours were merged.
+    pub runs: u64,
+}
+
+/// Buffers reused from request to request, so that the steady state allocates nothing.
+#[derive(Default)]
+pub struct Scratch {
+    seen: Vec<u64>,
+    pages: Vec<(u64, u64)>,
+}
+
+impl Plan {
+    /// Appends the spans of a request to `out`, merged where neighbours touch on both sides.
+    ///
+    /// The order of the bytes is a function of the plan and the request alone: a source and a destination that expand the
+    /// same request agree on it.
+    ///
+    /// # Errors
+    /// [`Status::InvalidBlocks`] names the group, the position and both values; `out` is then as it was.
+    pub fn expand(&self, request: &Request<'_>, scratch: &mut Scratch, out: &mut Vec<Span>) -> Result<Summary> {
+        check_lists("source", &self.src, request.src, &self.source_use(), None)?;
+        check_lists("destination", &self.dst, request.dst, &self.destination_use(), Some(scratch))?;
+        if request.tokens.start > request.tokens.end || request.tokens.end > request.end {
+            return Err(invalid(format!(
+                "token range [{}, {}) of a request of {} tokens",
+                request.tokens.start, request.tokens.end, request.end
+            )));
+        }
+        let before = out.len();
+        let mut sink = Sink { out, current: Span::default(), bytes: 0, runs: 0 };
+        for set in &self.sets {
+            if let Err(e) = self.expand_set(set, request, &mut sink) {
+                out.truncate(before);
+                return Err(e);
+            }
+        }
+        sink.flush();
+        let (bytes, runs) = (sink.bytes, sink.runs);
+        Ok(Summary { spans: out.len().saturating_sub(before) as u64, bytes, runs })
+    }
+
+    fn source_use(&self) -> impl Fn(u32) -> bool + '_ {
+        |g| self.sets.iter().any(|s| s.src_group == g)
+    }
+
+    fn destination_use(&self) -> impl Fn(u32) -> bool + '_ {
+        |g| self.sets.iter().any(|s| s.dst_group == g)
+    }
+
+    fn expand_set(&self, set: &CopySet, request: &Request<'_>, sink: &mut Sink<'_>) -> Result<()> {
+        let first = request.layers.start.max(set.layer);
+        let last = request.layers.end.min(set.layer.saturating_add(set.layers));
+        if first >= last || (set.template.slots && !request.slots) {
+            return Ok(());
+        }
+        let src = Ids::new("source", &self.src, request.src, set.src_group);
+        let dst = Ids::new("destination", &self.dst, request.dst, set.dst_group);
+        let (Some(src), Some(dst)) = (src, dst) else {
+            return Err(Error::new(Status::Internal, "a plan names a group that its layout lacks"));
+        };
+        let (low, high) = range(set, request, &src, &dst)?;
+        let walk = Walk { set, src, dst, low, high, layers: (first - set.layer, last - first) };
+        walk.run(sink)
+    }
+}
+
+/// The tokens (or slots) that a set moves.
+fn range(set: &CopySet, request: &Request<'_>, src: &Ids<'_>, dst: &Ids<'_>) -> Result<(u64, u64)> {
+    if set.template.slots {
+        if src.list.len() != dst.list.len() {
+            return Err(invalid(format!(
+                "group {}: {} destination slots, but group {} has {} source slots",
+                dst.index,
+                dst.list.len(),
+                src.index,
+                src.list.len()
+            )));
+        }
+        return Ok((0, dst.list.len() as u64));
+    }
+    let low = request.tokens.start.max(dst.group.reach.first(request.end));
+    for ids in [src, dst] {
+        let held = (ids.list.len() as u64).saturating_mul(u64::from(ids.group.block_tokens));
+        if ids.group.kind == GroupKind::Ring && low < request.tokens.end && request.end - low > held {
+            return Err(invalid(format!(
+                "group {}: a {} ring of {held} tokens cannot hold the {} tokens that are needed",
+                ids.index,
+                ids.which,
+                request.end - low
+            )));
+        }
+    }
+    Ok((low, request.tokens.end))
+}
+
+/// One side's block list of one group.
+struct Ids<'a> {
+    which: &'static str,
+    index: u32,
+    list: &'a [u32],
+    first: u64,
+    group: &'a Group,
+}
+
+impl<'a> Ids<'a> {
+    fn new(which: &'static str, layout: &'a Layout, lists: &[BlockList<'a>], index: u32) -> Option<Ids<'a>> {
+        let group = layout.groups().get(index as usize)?;
+        let list = lists.get(index as usize)?;
+        Some(Ids { which, index, list: list.ids, first: list.first, group })
+    }
+
+    /// The id at a local block position: `Ok(None)` for positions that the list leaves out on purpose.
+    #[inline(always)]
+    fn id(&self, position: u64) -> Result<Option<u64>> {
+        let at = match self.group.kind {
+            GroupKind::Paged => match position.checked_sub(self.first) {
+                Some(at) => at,
+                None => return Ok(None),
+            },
+            GroupKind::Slots => position,
+            GroupKind::Ring => position.checked_rem(self.list.len() as u64).unwrap_or(0),
+        };
+        match self.list.get(at as usize) {
+            Some(&NO_BLOCK) => Ok(None),
+            Some(&id) => Ok(Some(u64::from(id))),
+            None => Err(self.too_short(position)),
+        }
+    }
+
+    #[cold]
+    fn too_short(&self, position: u64) -> Error {
+        invalid(format!(
+            "group {}: {} {} blocks from position {}, but the token range needs position {position}",
+            self.index,
+            self.list.len(),
+            self.which,
+            self.first
+        ))
+    }
+
+    #[cold]
+    fn missing(&self, position: u64) -> Error {
+        invalid(format!(
+            "group {}: the {} list has no block at position {position}, which the other side wants",
+            self.index, self.which
+        ))
+    }
+}
+
+struct Walk<'a> {
+    set: &'a CopySet,
+    src: Ids<'a>,
+    dst: Ids<'a>,
+    low: u64,
+    high: u64,
+    /// First layer of the set, and how many.
+    layers: (u32, u32),
+}
+
+impl Walk<'_> {
+    fn run(&self, sink: &mut Sink<'_>) -> Result<()> {
+        let t: &Template = &self.set.template;
+        sink.enter(self.set.src_region, self.set.dst_region);
+        let all_layers = self.layers.1 == self.set.layers;
+        let (Some(first), Some(last)) = (self.low.checked_div(t.period), self.high.checked_next_multiple_of(t.period))
+        else {
+            return Ok(());
+        };
+        let last = last.checked_div(t.period).unwrap_or(0);
+        for p in first..last {
+            let base = p.saturating_mul(t.period);
+            let (src_base, dst_base) = (p.saturating_mul(t.src_blocks), p.saturating_mul(t.dst_blocks));
+            for cut in &t.cuts {
+                let begin = base.saturating_add(cut.token);
+                let end = begin.saturating_add(cut.tokens);
+                if end <= self.low || begin >= self.high {
+                    continue;
+                }
+                let Some(d) = self.dst.id(dst_base.saturating_add(cut.dst_block))? else { continue };
+                let position = src_base.saturating_add(cut.src_block);
+                let Some(s) = self.src.id(position)? else { return Err(self.src.missing(position)) };
+                // Inside the regions by the proof and by `id < num_blocks`, hence without overflow.
+                let s = s.wrapping_mul(self.set.src_block_stride).wrapping_add(self.set.src_offset);
+                let d = d.wrapping_mul(self.set.dst_block_stride).wrapping_add(self.set.dst_offset);
+                let (s, d) = (s.wrapping_add(cut.src_offset), d.wrapping_add(cut.dst_offset));
+                if begin >= self.low && end <= self.high && all_layers {
+                    if let Some(loops) = t.loops.get(cut.loops as usize) {
+                        sink.loops(s, d, loops.run, loops.steps());
+                    }
+                } else {
+                    self.clipped(cut, s, d, begin, end, sink);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A cut of which only some tokens or layers are wanted.
+    #[cold]
+    fn clipped(&self, cut: &Cut, s: u64, d: u64, begin: u64, end: u64, sink: &mut Sink<'_>) {
+        let Some(shape) = self.set.template.shapes.get(cut.shape as usize) else { return };
+        let skip = self.low.saturating_sub(begin);
+        let tokens = end.min(self.high).saturating_sub(begin).saturating_sub(skip);
+        let (layer, layers) = (u64::from(self.layers.0), u64::from(self.layers.1));
+        let delta = self.set.layer_delta;
+        let loops = shape.fold(tokens, layers, delta);
+        let at = |base: u64, token: u64, layer_delta: u64| {
+            base.wrapping_add(skip.wrapping_mul(token)).wrapping_add(layer.wrapping_mul(layer_delta))
+        };
+        sink.loops(at(s, shape.token.0, delta.0), at(d, shape.token.1, delta.1), loops.run, loops.steps());
+    }
+}
+
+/// Collects spans; the one being grown is kept apart.
+struct Sink<'a> {
+    out: &'a mut Vec<Span>,
+    current: Span,
+    bytes: u64,
+    runs: u64,
+}
+
+impl Sink<'_> {
+    fn enter(&mut self, src_region: u32, dst_region: u32) {
+        if (self.current.src_region, self.current.dst_region) != (src_region, dst_region) {
+            self.flush();
+            self.current = Span { src_region, dst_region, ..Span::default() };
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.current.len > 0 {
+            self.bytes = self.bytes.saturating_add(self.current.len);
+            self.out.push(self.current);
+            self.current.len = 0;
+        }
+    }
+
+    #[inline(always)]
+    fn run(&mut self, src: u64, dst: u64, len: u64) {
+        self.runs += 1;
+        let c = &mut self.current;
+        if c.len > 0 && c.src_offset.wrapping_add(c.len) == src && c.dst_offset.wrapping_add(c.len) == dst {
+            c.len = c.len.saturating_add(len);
+            return;
+        }
+        if c.len > 0 {
+            self.bytes = self.bytes.wrapping_add(c.len);
+            self.out.push(*c);
+        }
+        (c.src_offset, c.dst_offset, c.len) = (src, dst, len);
+    }
+
+    #[inline(always)]
+    fn loops(&mut self, src: u64, dst: u64, run: u64, steps: &[super::fold::Step]) {
+        match steps {
+            [] => self.run(src, dst, run),
+            [outer, inner @ ..] => {
+                let (mut s, mut d) = (src, dst);
+                for _ in 0..outer.count {
+                    if inner.is_empty() {
+                        self.run(s, d, run);
+                    } else {
+                        self.nested(s, d, run, inner);
+                    }
+                    (s, d) = (s.wrapping_add(outer.src), d.wrapping_add(outer.dst));
+                }
+            }
+        }
+    }
+
+    fn nested(&mut self, src: u64, dst: u64, run: u64, steps: &[super::fold::Step]) {
+        self.loops(src, dst, run, steps);
+    }
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(Status::InvalidBlocks, message)
+}
+
+/// Ids in range everywhere; on the destination also unique, and disjoint between groups that share bytes.
+fn check_lists(
+    which: &str,
+    layout: &Layout,
+    lists: &[BlockList<'_>],
+    used: &dyn Fn(u32) -> bool,
+    scratch: Option<&mut Scratch>,
+) -> Result<()> {
+    if lists.len() != layout.groups().len() {
+        return Err(invalid(format!(
+            "{} {which} block lists for a layout of {} groups",
+            lists.len(),
+            layout.groups().len()
+        )));
+    }
+    let groups = layout.groups().iter().zip(lists).enumerate();
+    for (g, (group, list)) in groups.clone() {
+        if let Some((at, id)) = list.ids.iter().enumerate().find(|(_, id)| **id >= group.num_blocks && **id != NO_BLOCK)
+        {
+            return Err(invalid(format!(
+                "group {g}: {which} block id {id} at position {at} is not below {}",
+                group.num_blocks
+            )));
+        }
+        if group.kind == GroupKind::Slots && list.ids.contains(&NO_BLOCK) {
+            return Err(invalid(format!("group {g}: a hole in a {which} list of state slots")));
+        }
+    }
+    let Some(scratch) = scratch else { return Ok(()) };
+    for (g, (group, list)) in groups {
+        if used(g as u32) {
+            unique(g, group, list, &mut scratch.seen)?;
+        }
+    }
+    for alias in layout.aliases() {
+        disjoint(alias, lists, &mut scratch.pages)?;
+    }
+    Ok(())
+}
+
+fn unique(g: usize, group: &Group, list: &BlockList<'_>, seen: &mut Vec<u64>) -> Result<()> {
+    let words = (group.num_blocks as usize).div_ceil(64);
+    if seen.len() < words {
+        seen.resize(words, 0);
+    }
+    let mut twice = None;
+    let mark = |id: u32| (id as usize / 64, 1u64 << (id % 64));
+    for id in list.ids.iter().filter(|id| **id != NO_BLOCK) {
+        let (word, bit) = mark(*id);
+        if let Some(w) = seen.get_mut(word) {
+            if *w & bit != 0 {
+                twice = Some(*id);
+            }
+            *w |= bit;
+        }
+    }
+    for id in list.ids.iter().filter(|id| **id != NO_BLOCK) {
+        if let Some(w) = seen.get_mut(mark(*id).0) {
+            *w = 0;
+        }
+    }
+    match twice {
+        Some(id) => {
+            Err(invalid(format!("group {g}: destination block id {id} occurs twice: one would overwrite the other")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// No page of one group lies over a page of the other.
+fn disjoint(alias: &Alias, lists: &[BlockList<'_>], pages: &mut Vec<(u64, u64)>) -> Result<()> {
+    let ids = |g: u32| lists.get(g as usize).map(|l| l.ids).unwrap_or(&[]).iter().filter(|id| **id != NO_BLOCK);
+    let page = |(offset, stride, extent): (u64, u64, u64), id: u32| {
+        let begin = u64::from(id).wrapping_mul(stride).wrapping_add(offset);
+        (begin, begin.wrapping_add(extent))
+    };
+    pages.clear();
+    pages.extend(ids(alias.groups.0).map(|id| page(alias.pages.0, *id)));
+    pages.sort_unstable();
+    for id in ids(alias.groups.1) {
+        let (begin, end) = page(alias.pages.1, *id);
+        let at = pages.partition_point(|p| p.1 <= begin);
+        if let Some(p) = pages.get(at) {
+            if p.0 < end {
+                return Err(invalid(format!(
+                    "groups {} and {} share their memory, and destination block {id} of group {} (bytes [{begin}, {end})) lies over a block of group {} (bytes [{}, {}))",
+                    alias.groups.0, alias.groups.1, alias.groups.1, alias.groups.0, p.0, p.1
+                )));
+            }
+        }
+    }
+    Ok(())
+}

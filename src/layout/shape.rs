@@ -1,0 +1,320 @@
+//! The layout model: regions, groups, tensors, parts.
+
+use super::Element;
+use super::validate;
+use crate::error::Result;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// A registered byte range. Its address is bound later; here only its size counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Region {
+    /// Size in bytes.
+    pub len: u64,
+}
+
+/// How the block ids of a group relate to the positions of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupKind {
+    /// Entry `j` of a block list holds the local tokens `[j, j + 1) * block_tokens`.
+    Paged,
+    /// The list is a ring of `n` blocks per request: local block `j` lives in entry `j mod n`.
+    Ring,
+    /// No token axis: entry `j` of a list is the `j`-th state slot of the request.
+    Slots,
+}
+
+/// Which tokens before the end of a request a group still needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reach {
+    /// All of them.
+    #[default]
+    Full,
+    /// The last `n` tokens (sliding window).
+    Window(u64),
+    /// The chunk of `n` tokens that the last token lies in (chunked attention).
+    Chunk(u64),
+}
+
+impl Reach {
+    /// First token that the query at position `end - 1` attends to.
+    pub fn first(self, end: u64) -> u64 {
+        match self {
+            Reach::Full => 0,
+            Reach::Window(n) => end.saturating_sub(n),
+            Reach::Chunk(n) => match end.saturating_sub(1).checked_div(n) {
+                Some(chunk) => chunk.saturating_mul(n),
+                None => 0,
+            },
+        }
+    }
+}
+
+/// Interleaved context parallelism: global token `t` lies in chunk `t / interleave`, chunk `c` on rank `c mod size`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ContextParallel {
+    /// Ranks that share the token axis.
+    pub size: u32,
+    /// Which of them this one is.
+    pub rank: u32,
+    /// Tokens of one chunk.
+    pub interleave: u32,
+}
+
+impl Default for ContextParallel {
+    fn default() -> Self {
+        ContextParallel { size: 1, rank: 0, interleave: 1 }
+    }
+}
+
+/// A KV-cache group: one block-id space. Group `g` means the same on every rank of an instance, also on ranks that hold
+/// no tensor of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Group {
+    /// How block lists are read.
+    pub kind: GroupKind,
+    /// Tokens of this rank in one block; 1 for [`GroupKind::Slots`].
+    pub block_tokens: u32,
+    /// Valid block ids are `0 .. num_blocks`.
+    pub num_blocks: u32,
+    /// Which tokens a request still needs.
+    #[serde(default)]
+    pub reach: Reach,
+    /// How the token axis is spread over ranks.
+    #[serde(default)]
+    pub context: ContextParallel,
+}
+
+/// Whether both sides must have the same extent along an axis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Matching {
+    /// They must.
+    #[default]
+    Exact,
+    /// Only the indices that both have are moved, by index (speculative rows of a conv state).
+    Common,
+}
+
+/// A named axis of the global logical space.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Axis {
+    /// Its name ("head", "channel", "row", "content", ...), equal on both sides.
+    pub name: String,
+    /// Global extent in elements.
+    pub extent: u64,
+    /// How extents of the two sides relate.
+    #[serde(default)]
+    pub matching: Matching,
+}
+
+/// The interval of one axis that a part stores, and its stride.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Extent {
+    /// First global index.
+    pub begin: u64,
+    /// Number of indices.
+    pub len: u64,
+    /// Bytes between neighbours.
+    pub stride: u64,
+}
+
+impl Extent {
+    /// One past the last global index.
+    pub(crate) fn end(&self) -> u64 {
+        self.begin.saturating_add(self.len)
+    }
+}
+
+/// A second level of the token axis inside a block (kernel blocks inside a manager page).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Tile {
+    /// Tokens of one tile; divides the block.
+    pub tokens: u32,
+    /// Bytes between tiles.
+    pub stride: u64,
+}
+
+/// One strided box: where a rank stores the elements of a tensor whose indices lie in `extents`.
+///
+/// The element with local token `t` and indices `i` begins at byte
+/// `offset + id * block_stride + (t / tile) * tile_stride + (t mod tile) * token_stride + sum (i - begin) * stride`
+/// of the region, `id` being the block id and `t` the token within the block.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Part {
+    /// Index of the region.
+    pub region: u32,
+    /// Byte offset of the first element of block 0.
+    pub offset: u64,
+    /// Bytes between blocks of consecutive ids.
+    pub block_stride: u64,
+    /// Bytes between tokens (of one tile).
+    #[serde(default)]
+    pub token_stride: u64,
+    /// The second level of the token axis, if any.
+    #[serde(default)]
+    pub tile: Option<Tile>,
+    /// One entry per axis of the tensor.
+    pub extents: Vec<Extent>,
+}
+
+/// One cache tensor as a rank stores it. `(layer, role)` names it; two sides match tensors by that name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Tensor {
+    /// Global layer index.
+    pub layer: u32,
+    /// What it is ("kv", "mla", "conv", "state", "indexer", ...). Names the format of opaque records too.
+    pub role: String,
+    /// Index of its group.
+    pub group: u32,
+    /// Element type.
+    pub element: Element,
+    /// The global axes, token axis not counted.
+    pub axes: Vec<Axis>,
+    /// What this rank stores of it: logically disjoint boxes. Sections of an axis are parts.
+    pub parts: Vec<Part>,
+}
+
+/// Everything that describes one rank's cache; becomes a [`Layout`] by [`Layout::new`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutDesc {
+    /// Name of the model; two sides that both give one must give the same.
+    #[serde(default)]
+    pub model: String,
+    /// The byte ranges.
+    pub regions: Vec<Region>,
+    /// The block-id spaces.
+    pub groups: Vec<Group>,
+    /// The tensors.
+    pub tensors: Vec<Tensor>,
+}
+
+/// A rank's cache layout. A value of this type is valid: inside its regions, not overlapping where that loses data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    desc: LayoutDesc,
+    /// Tensor indices by (layer, role).
+    order: Vec<u32>,
+    /// Per tensor: index of the first tensor of the same structure (all but layer, regions and offsets).
+    classes: Vec<u32>,
+    /// Pairs of groups whose tensors share bytes.
+    aliases: Vec<Alias>,
+}
+
+/// Two groups that read the same bytes in different ways (dual-purpose pages).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Alias {
+    pub groups: (u32, u32),
+    /// (offset of block 0, block stride, bytes of one block) of a representative tensor of either group.
+    pub pages: ((u64, u64, u64), (u64, u64, u64)),
+}
+
+impl Layout {
+    /// Checks a description.
+    ///
+    /// # Errors
+    /// [`Status::InvalidLayout`](crate::error::Status::InvalidLayout) or
+    /// [`Status::Limit`](crate::error::Status::Limit); the message lists every contradiction found.
+    pub fn new(desc: LayoutDesc) -> Result<Layout> {
+        let aliases = validate::validate(&desc)?;
+        let mut order: Vec<u32> = (0..desc.tensors.len() as u32).collect();
+        let key = |i: &u32| desc.tensors.get(*i as usize).map(|t| (t.layer, t.role.as_str()));
+        order.sort_by(|a, b| key(a).cmp(&key(b)));
+        let classes = classes(&desc);
+        Ok(Layout { desc, order, classes, aliases })
+    }
+
+    /// The description it was made from.
+    pub fn desc(&self) -> &LayoutDesc {
+        &self.desc
+    }
+
+    /// Name of the model, may be empty.
+    pub fn model(&self) -> &str {
+        &self.desc.model
+    }
+
+    /// The byte ranges.
+    pub fn regions(&self) -> &[Region] {
+        &self.desc.regions
+    }
+
+    /// The block-id spaces.
+    pub fn groups(&self) -> &[Group] {
+        &self.desc.groups
+    }
+
+    /// The tensors, in the order of the description.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.desc.tensors
+    }
+
+    /// The layers that this rank holds: from the lowest to one past the highest.
+    pub fn layers(&self) -> Range<u32> {
+        let first = self.desc.tensors.iter().map(|t| t.layer).min().unwrap_or(0);
+        let last = self.desc.tensors.iter().map(|t| t.layer.saturating_add(1)).max().unwrap_or(0);
+        first..last
+    }
+
+    /// The tensor of this name.
+    pub fn find(&self, layer: u32, role: &str) -> Option<&Tensor> {
+        self.find_index(layer, role).and_then(|i| self.desc.tensors.get(i))
+    }
+
+    pub(crate) fn find_index(&self, layer: u32, role: &str) -> Option<usize> {
+        let name = |i: &u32| self.desc.tensors.get(*i as usize).map(|t| (t.layer, t.role.as_str()));
+        let at = self.order.binary_search_by(|i| name(i).cmp(&Some((layer, role)))).ok()?;
+        self.order.get(at).map(|i| *i as usize)
+    }
+
+    /// Tensor indices ordered by (layer, role).
+    pub(crate) fn order(&self) -> &[u32] {
+        &self.order
+    }
+
+    pub(crate) fn class(&self, tensor: usize) -> u32 {
+        self.classes.get(tensor).copied().unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn aliases(&self) -> &[Alias] {
+        &self.aliases
+    }
+}
+
+/// Gives tensors of equal structure the same number.
+fn classes(desc: &LayoutDesc) -> Vec<u32> {
+    use std::collections::HashMap;
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let structure = |t: &Tensor, h: &mut DefaultHasher| {
+        (t.group, t.element, &t.axes, &t.role).hash(h);
+        for p in &t.parts {
+            (p.block_stride, p.token_stride, p.tile, &p.extents).hash(h);
+        }
+    };
+    let same = |a: &Tensor, b: &Tensor| {
+        a.group == b.group
+            && a.element == b.element
+            && a.role == b.role
+            && a.axes == b.axes
+            && a.parts.len() == b.parts.len()
+            && a.parts.iter().zip(&b.parts).all(|(p, q)| {
+                (p.block_stride, p.token_stride, p.tile) == (q.block_stride, q.token_stride, q.tile)
+                    && p.extents == q.extents
+            })
+    };
+    let mut firsts: HashMap<u64, Vec<u32>> = HashMap::new();
+    let mut out = Vec::with_capacity(desc.tensors.len());
+    for (i, t) in desc.tensors.iter().enumerate() {
+        let mut h = DefaultHasher::new();
+        structure(t, &mut h);
+        let bucket = firsts.entry(h.finish()).or_default();
+        let first = bucket.iter().copied().find(|j| desc.tensors.get(*j as usize).is_some_and(|u| same(t, u)));
+        out.push(first.unwrap_or(i as u32));
+        if first.is_none() {
+            bucket.push(i as u32);
+        }
+    }
+    out
+}

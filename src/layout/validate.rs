@@ -1,0 +1,252 @@
+//! Checks a [`LayoutDesc`] once, so that a [`Layout`](super::Layout) needs no checks later.
+
+use super::footprint::Strided;
+use super::limit;
+use super::shape::{Alias, Group, GroupKind, LayoutDesc, Part, Reach, Tensor};
+use crate::error::{Error, Result, Status};
+use std::collections::HashSet;
+
+/// Everything found wrong, up to a readable number.
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn add(&mut self, text: String) {
+        self.0.push(text);
+    }
+
+    fn into_result(self) -> Result<()> {
+        const SHOWN: usize = 16;
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let more = self.0.len().saturating_sub(SHOWN);
+        let mut text = self.0.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
+        if more > 0 {
+            text.push_str(&format!("; and {more} more"));
+        }
+        Err(Error::new(Status::InvalidLayout, text))
+    }
+}
+
+/// A part with the bytes it covers.
+struct Placed<'a> {
+    tensor: &'a Tensor,
+    part: &'a Part,
+    group: &'a Group,
+    all: Strided,
+}
+
+pub(crate) fn validate(desc: &LayoutDesc) -> Result<Vec<Alias>> {
+    limits(desc)?;
+    let mut problems = Problems(Vec::new());
+    for (i, g) in desc.groups.iter().enumerate() {
+        group(i, g, &mut problems);
+    }
+    let mut names = HashSet::new();
+    for t in &desc.tensors {
+        if !names.insert((t.layer, t.role.as_str())) {
+            problems.add(format!("{} is described twice", name(t)));
+        }
+        tensor(desc, t, &mut problems);
+    }
+    problems.into_result()?;
+
+    let mut problems = Problems(Vec::new());
+    let mut placed = Vec::new();
+    for t in &desc.tensors {
+        for p in &t.parts {
+            placed.extend(place(desc, t, p, &mut problems));
+        }
+    }
+    let aliases = overlaps(&placed, &mut problems);
+    problems.into_result()?;
+    Ok(aliases)
+}
+
+fn limits(desc: &LayoutDesc) -> Result<()> {
+    let check = |what: &str, have: usize, max: usize| {
+        if have > max {
+            return Err(Error::new(Status::Limit, format!("layout has {have} {what}, at most {max} are allowed")));
+        }
+        Ok(())
+    };
+    check("regions", desc.regions.len(), limit::REGIONS)?;
+    check("groups", desc.groups.len(), limit::GROUPS)?;
+    check("tensors", desc.tensors.len(), limit::TENSORS)?;
+    check("bytes of model name", desc.model.len(), limit::NAME)?;
+    for t in &desc.tensors {
+        check(&format!("parts in {}", name(t)), t.parts.len(), limit::PARTS)?;
+        check(&format!("axes in {}", name(t)), t.axes.len(), limit::AXES)?;
+        check("bytes in a role name", t.role.len(), limit::NAME)?;
+        for a in &t.axes {
+            check("bytes in an axis name", a.name.len(), limit::NAME)?;
+        }
+    }
+    Ok(())
+}
+
+fn name(t: &Tensor) -> String {
+    format!("layer {} {}", t.layer, t.role)
+}
+
+fn group(i: usize, g: &Group, problems: &mut Problems) {
+    if g.block_tokens == 0 || g.block_tokens > limit::BLOCK_TOKENS {
+        problems.add(format!("group {i}: block_tokens {} is not in 1..={}", g.block_tokens, limit::BLOCK_TOKENS));
+    }
+    if g.kind == GroupKind::Slots && g.block_tokens != 1 {
+        problems.add(format!("group {i}: a slots group has block_tokens {}, must be 1", g.block_tokens));
+    }
+    if g.num_blocks == 0 || g.num_blocks > limit::BLOCKS {
+        problems.add(format!("group {i}: num_blocks {} is not in 1..={}", g.num_blocks, limit::BLOCKS));
+    }
+    if matches!(g.reach, Reach::Window(0) | Reach::Chunk(0)) {
+        problems.add(format!("group {i}: a window or chunk of 0 tokens"));
+    }
+    let c = g.context;
+    if c.size == 0 || c.rank >= c.size || c.interleave == 0 || c.size as usize > limit::RANKS {
+        problems.add(format!(
+            "group {i}: context parallel rank {} of {} with interleave {} is impossible",
+            c.rank, c.size, c.interleave
+        ));
+    }
+    if g.kind != GroupKind::Paged && c.size != 1 {
+        problems.add(format!("group {i}: context parallel size {} on a group that is not paged", c.size));
+    }
+}
+
+fn tensor(desc: &LayoutDesc, t: &Tensor, problems: &mut Problems) {
+    let what = name(t);
+    if t.role.is_empty() {
+        problems.add(format!("{what}: empty role"));
+    }
+    if t.element.bytes == 0 || t.element.bytes > limit::ELEMENT {
+        problems.add(format!("{what}: element of {} bytes is not in 1..={}", t.element.bytes, limit::ELEMENT));
+    } else if t.element.dtype.bytes().is_some_and(|b| b != t.element.bytes) {
+        problems.add(format!(
+            "{what}: element of {} bytes, but {} has {:?}",
+            t.element.bytes,
+            t.element.dtype.name(),
+            t.element.dtype.bytes()
+        ));
+    }
+    let Some(g) = desc.groups.get(t.group as usize) else {
+        problems.add(format!("{what}: group {} of {} groups", t.group, desc.groups.len()));
+        return;
+    };
+    for (i, a) in t.axes.iter().enumerate() {
+        if a.extent == 0 {
+            problems.add(format!("{what}: axis {} has extent 0", a.name));
+        }
+        if a.name.is_empty() || t.axes.iter().take(i).any(|b| b.name == a.name) {
+            problems.add(format!("{what}: axis {i} is named {:?}, names must be unique and not empty", a.name));
+        }
+    }
+    if t.parts.is_empty() {
+        problems.add(format!("{what}: no parts"));
+    }
+    for (i, p) in t.parts.iter().enumerate() {
+        part(desc, t, g, &format!("{what} part {i}"), p, problems);
+        for (j, q) in t.parts.iter().enumerate().take(i) {
+            let meet = p.extents.iter().zip(&q.extents).all(|(a, b)| a.begin < b.end() && b.begin < a.end());
+            if meet && p.extents.len() == t.axes.len() && q.extents.len() == t.axes.len() {
+                problems.add(format!("{what}: parts {j} and {i} hold the same elements"));
+            }
+        }
+    }
+}
+
+fn part(desc: &LayoutDesc, t: &Tensor, g: &Group, what: &str, p: &Part, problems: &mut Problems) {
+    if p.region as usize >= desc.regions.len() {
+        problems.add(format!("{what}: region {} of {} regions", p.region, desc.regions.len()));
+    }
+    if p.extents.len() != t.axes.len() {
+        problems.add(format!("{what}: {} extents for {} axes", p.extents.len(), t.axes.len()));
+        return;
+    }
+    for (a, e) in t.axes.iter().zip(&p.extents) {
+        if e.len == 0 || e.begin.checked_add(e.len).is_none_or(|end| end > a.extent) {
+            problems.add(format!(
+                "{what}: axis {} interval [{}, {}) does not lie in extent {}",
+                a.name,
+                e.begin,
+                u128::from(e.begin) + u128::from(e.len),
+                a.extent
+            ));
+        }
+    }
+    if let Some(tile) = p.tile {
+        if tile.tokens == 0 || g.block_tokens % tile.tokens.max(1) != 0 {
+            problems.add(format!("{what}: tile of {} tokens does not divide block of {}", tile.tokens, g.block_tokens));
+        }
+        if g.kind == GroupKind::Slots {
+            problems.add(format!("{what}: a tile in a slots group"));
+        }
+    }
+}
+
+/// Containment and self-overlap of one part.
+fn place<'a>(desc: &'a LayoutDesc, t: &'a Tensor, p: &'a Part, problems: &mut Problems) -> Option<Placed<'a>> {
+    let what = name(t);
+    let group = desc.groups.get(t.group as usize)?;
+    let region = desc.regions.get(p.region as usize)?;
+    let Some(all) = Strided::of_part(p, group, t.element) else {
+        problems.add(format!("{what}: its byte range overflows 64 bits"));
+        return None;
+    };
+    if all.end() > region.len {
+        problems.add(format!(
+            "{what}: ends at byte {} of region {}, which has {} bytes",
+            all.end(),
+            p.region,
+            region.len
+        ));
+    }
+    if !all.injective() {
+        problems.add(format!("{what}: its strides overlap: two elements share a byte"));
+    }
+    Some(Placed { tensor: t, part: p, group, all })
+}
+
+/// Overlap inside a group is an error; between groups it is an alias (a block id belongs to one group at a time).
+fn overlaps(placed: &[Placed<'_>], problems: &mut Problems) -> Vec<Alias> {
+    let mut order: Vec<&Placed<'_>> = placed.iter().collect();
+    order.sort_by_key(|p| (p.part.region, p.all.base));
+    let mut aliases: Vec<Alias> = Vec::new();
+    for (i, a) in order.iter().enumerate() {
+        let later = order.get(i + 1..).unwrap_or(&[]);
+        for b in later.iter().take_while(|b| b.part.region == a.part.region && b.all.base < a.all.end()) {
+            if a.tensor.group == b.tensor.group {
+                match a.all.overlaps(&b.all) {
+                    Some(false) => {}
+                    Some(true) => {
+                        problems.add(format!("{} and {} share bytes of one group", name(a.tensor), name(b.tensor)))
+                    }
+                    None => problems.add(format!(
+                        "{} and {}: too entangled to prove disjoint",
+                        name(a.tensor),
+                        name(b.tensor)
+                    )),
+                }
+            } else {
+                add_alias(&mut aliases, a, b);
+            }
+        }
+    }
+    aliases
+}
+
+fn add_alias(aliases: &mut Vec<Alias>, a: &Placed<'_>, b: &Placed<'_>) {
+    let (a, b) = if a.tensor.group < b.tensor.group { (a, b) } else { (b, a) };
+    let groups = (a.tensor.group, b.tensor.group);
+    if aliases.iter().any(|x| x.groups == groups) || a.all.overlaps(&b.all) == Some(false) {
+        return;
+    }
+    let page = |p: &Placed<'_>| {
+        let block = Strided::of_block(p.part, p.group, p.tensor.element)?;
+        let extent = block.extent()?;
+        (extent <= p.part.block_stride).then_some((p.part.offset, p.part.block_stride, extent))
+    };
+    if let (Some(x), Some(y)) = (page(a), page(b)) {
+        aliases.push(Alias { groups, pages: (x, y) });
+    }
+}

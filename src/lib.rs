@@ -1,0 +1,6 @@
+//! kvlink moves KV cache between the prefill and decode instances of an LLM service.
+#![deny(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod error;
+pub mod layout;
