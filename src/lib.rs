@@ -4,3 +4,5 @@
 
 pub mod error;
 pub mod layout;
+pub mod memory;
+pub mod transport;

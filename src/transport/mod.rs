@@ -1,0 +1,135 @@
+//! The transport trait: moves spans between this process and linked peers.
+//!
+//! A transport is driven by one thread. It never blocks, never calls back, and knows nothing of requests, leases or
+//! layouts: it gets regions, links and jobs, and reports the end of each job exactly once.
+//!
+//! Bytes move in one of three ways; a link says which of them it offers:
+//!
+//! - *pull*: the destination copies out of the source's memory; the source's CPU takes no part;
+//! - *push*: the source copies into the destination's memory;
+//! - *stream*: the source sends, the destination receives; either side only ever touches its own memory, and both must
+//!   have expanded the same request of the same plan, which a digest checks.
+
+pub mod host;
+mod poller;
+
+pub use poller::{Interest, Poller, Ready};
+
+use crate::error::{Result, Status};
+use crate::layout::Span;
+use crate::memory::Memory;
+use std::net::TcpStream;
+
+/// A connection to one rank of a peer, numbered by the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkId(pub u64);
+
+/// A job, numbered by the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub u64);
+
+/// What a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Copies from the peer's regions into ours.
+    Pull,
+    /// Copies from our regions into the peer's.
+    Push,
+    /// Sends the source side of the spans, in order, under this tag.
+    Send {
+        /// Names the stream on both sides; unique per link and direction.
+        tag: u64,
+    },
+    /// Receives the stream of this tag into the destination side of the spans, in order.
+    Receive {
+        /// Names the stream on both sides.
+        tag: u64,
+    },
+}
+
+/// A list of spans to move.
+#[derive(Debug)]
+pub struct Job {
+    /// Its number.
+    pub id: JobId,
+    /// Over which link.
+    pub link: LinkId,
+    /// What to do.
+    pub action: Action,
+    /// The spans; given back in [`Done`] for reuse.
+    pub spans: Vec<Span>,
+    /// Whether the spans are so short that packing pays (see [`crate::layout::Form`]).
+    pub staged: bool,
+}
+
+/// The end of a job.
+#[derive(Debug)]
+pub struct Done {
+    /// Which job.
+    pub id: JobId,
+    /// How it ended, with a sentence when it failed.
+    pub result: Result<()>,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// The job's spans, for reuse.
+    pub spans: Vec<Span>,
+}
+
+/// What a link can do, as seen from this side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Transport and way by which we fetch from this peer, as reported to the user: "host/shm", "host/cma", "host/tcp".
+    pub name: String,
+    /// We can pull from the peer.
+    pub pull: bool,
+    /// We can push to the peer.
+    pub push: bool,
+    /// Streams are possible once [`Transport::attach`] was called.
+    pub stream: bool,
+    /// Why better ways were not chosen, one sentence each.
+    pub rejected: Vec<String>,
+}
+
+/// What is certain after a cancel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// No further byte of the job's local memory changes or is read.
+    Quiescent,
+    /// That cannot be proven: the memory must not be reused.
+    Quarantined,
+}
+
+/// Moves spans. See the module's documentation for the rules.
+pub trait Transport: Send {
+    /// Its name in configuration and reports.
+    fn name(&self) -> &'static str;
+
+    /// Makes a region usable by jobs and by linked peers.
+    fn register(&mut self, region: u32, memory: &Memory) -> Result<()>;
+
+    /// Ends all use of a region: jobs that touch it fail first. Afterwards no byte of it is read or written by us, and no
+    /// peer's job writes to it.
+    fn deregister(&mut self, region: u32) -> Result<()>;
+
+    /// What a peer needs to link to us: opaque bytes that travel in the handshake.
+    fn metadata(&self) -> Vec<u8>;
+
+    /// Makes a link from the peer's metadata; probes what works.
+    fn connect(&mut self, link: LinkId, remote: &[u8]) -> Result<Link>;
+
+    /// Gives a link a connected socket for its streams.
+    fn attach(&mut self, link: LinkId, socket: TcpStream) -> Result<()>;
+
+    /// Ends a link; its jobs fail with [`Status::PeerDead`]. Afterwards nothing of it touches our memory.
+    fn disconnect(&mut self, link: LinkId);
+
+    /// Accepts a job. An error means that nothing was started and the job is gone.
+    fn post(&mut self, job: Job) -> Result<()>;
+
+    /// Ends a job early; it is reported as done with `reason`.
+    fn cancel(&mut self, job: JobId, reason: Status) -> Fence;
+
+    /// Works on ready sockets and running jobs for about `budget` bytes; appends ended jobs. Returns whether it would go
+    /// on at once if called again.
+    fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool;
+}
