@@ -6,3 +6,4 @@ pub mod error;
 pub mod layout;
 pub mod memory;
 pub mod transport;
+pub mod wire;
