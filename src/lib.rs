@@ -5,5 +5,6 @@
 pub mod error;
 pub mod layout;
 pub mod memory;
+pub mod proto;
 pub mod transport;
 pub mod wire;

@@ -165,3 +165,17 @@ fn distinct(it: impl Iterator<Item = u32>) -> Vec<u32> {
     v.dedup();
     v
 }
+
+impl Plan {
+    /// The layers that the plan moves, ascending, each with whether it is recurrent state (a slots group).
+    pub fn layers(&self) -> Vec<(u32, bool)> {
+        let one = |s: &CopySet| {
+            let (layer, slots) = (s.layer, s.template.slots);
+            (0..s.layers).map(move |i| (layer.saturating_add(i), slots))
+        };
+        let mut all: Vec<(u32, bool)> = self.sets.iter().flat_map(one).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}

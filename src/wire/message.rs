@@ -169,6 +169,10 @@ pub enum Message {
     WriteGo {
         /// Which.
         op: u64,
+        /// What of the write the sink still wants.
+        range: Range,
+        /// The sink's block lists: both sides expand the same request.
+        blocks: Vec<Blocks>,
     },
     /// The sink is done with a write.
     WriteDone {
@@ -267,7 +271,12 @@ impl Message {
                 w.i32(*status);
                 w.string(clip(text));
             }
-            Message::ReadCancel { op } | Message::WriteGo { op } | Message::WriteCancel { op } => w.u64(*op),
+            Message::ReadCancel { op } | Message::WriteCancel { op } => w.u64(*op),
+            Message::WriteGo { op, range, blocks } => {
+                w.u64(*op);
+                put_range(w, range);
+                put_blocks(w, blocks);
+            }
             Message::Done { op, request, consumers } => {
                 w.u64(*op);
                 w.string(request);
@@ -355,7 +364,7 @@ impl Message {
                 last: r.flag("write last")?,
                 aux: r.bytes("write aux", limit::PAYLOAD)?.to_vec(),
             }),
-            13 => Message::WriteGo { op: r.u64("write op")? },
+            13 => Message::WriteGo { op: r.u64("write op")?, range: take_range(&mut r)?, blocks: take_blocks(&mut r)? },
             14 => Message::WriteDone {
                 op: r.u64("write op")?,
                 status: r.i32("write status")?,

@@ -1,0 +1,360 @@
+//! The endpoint: state, dispatch and timers. Its parts live beside it, one file per conversation.
+
+use super::config::Config;
+use super::directory::Directory;
+use super::event::{Event, EventKind};
+use super::id::{Id, Kind, Slab};
+use super::lease::Leases;
+use super::output::{ConnId, JobEnd, JobId, Output};
+use super::peer::Peer;
+use super::serve::Served;
+use super::session::Session;
+use super::sink::Accepts;
+use crate::error::{Error, Result, Status};
+use crate::layout::{BlockList, Layout, Plan, Request, Scratch, Span};
+use crate::wire::{Blocks, Entry, Message, Range};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::read::ReadTransfer;
+use super::write::WriteTransfer;
+
+/// Who this endpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Name of the instance.
+    pub instance: String,
+    /// This process: random, never 0.
+    pub incarnation: u64,
+    /// Rank within the instance.
+    pub rank: u32,
+    /// Ranks of the instance.
+    pub ranks: u32,
+    /// Address of the instance's first rank; unused on the first rank itself.
+    pub leader: String,
+}
+
+/// Something that is due at a time; looked up again when it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    Session(Id),
+    Handshake(Id),
+    Transfer(Id),
+    Lease(Id),
+    Accept(Id),
+    Parked,
+    Join,
+}
+
+/// Who waits for a job.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum JobOwner {
+    Read { transfer: Id, part: usize },
+    Write { transfer: Id, part: usize },
+    Serve { conn: ConnId, op: u64 },
+    Sink { accept: Id, op: usize },
+}
+
+pub(super) enum Transfer {
+    Read(ReadTransfer),
+    Write(WriteTransfer),
+}
+
+/// One agent's protocol. See the module's documentation.
+pub struct Endpoint {
+    pub(super) config: Config,
+    pub(super) me: Identity,
+    pub(super) layout: Arc<Layout>,
+    pub(super) entry: Option<Entry>,
+    pub(super) directory: Option<Arc<Directory>>,
+    pub(super) members: BTreeMap<u32, Entry>,
+    pub(super) sessions: Slab<Session>,
+    pub(super) peers: Slab<Peer>,
+    pub(super) transfers: Slab<Transfer>,
+    pub(super) leases: Leases,
+    pub(super) accepts: Accepts,
+    pub(super) served: HashMap<(ConnId, u64), Served>,
+    pub(super) jobs: HashMap<JobId, JobOwner>,
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) timers: BinaryHeap<Reverse<(Instant, Timer)>>,
+    pub(super) failed: VecDeque<(Id, Vec<(u32, Vec<u32>)>)>,
+    pub(super) next: u64,
+    scratch: Scratch,
+    pool: Vec<Vec<Span>>,
+}
+
+impl Endpoint {
+    /// An endpoint that knows its layout but has not been bound to an address yet.
+    pub fn new(config: Config, me: Identity, layout: Arc<Layout>) -> Endpoint {
+        let seed = me.incarnation;
+        Endpoint {
+            config,
+            layout,
+            entry: None,
+            directory: None,
+            members: BTreeMap::new(),
+            sessions: Slab::new(Kind::Session, seed),
+            peers: Slab::new(Kind::Peer, seed),
+            transfers: Slab::new(Kind::Transfer, seed),
+            leases: Leases::new(seed),
+            accepts: Accepts::new(seed),
+            served: HashMap::new(),
+            jobs: HashMap::new(),
+            outputs: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            failed: VecDeque::new(),
+            next: 0,
+            scratch: Scratch::default(),
+            pool: Vec::new(),
+            me,
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Endpoint::handle_timeout`] should be called at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(Reverse((at, timer))) = self.timers.peek().copied() {
+            if at > now {
+                return;
+            }
+            self.timers.pop();
+            match timer {
+                Timer::Session(id) => self.session_timeout(now, id),
+                Timer::Handshake(id) => self.handshake_timeout(now, id),
+                Timer::Transfer(id) => self.transfer_timeout(now, id),
+                Timer::Lease(id) => self.lease_timeout(now, id),
+                Timer::Accept(id) => self.accept_timeout(now, id),
+                Timer::Parked => self.parked_timeout(now),
+                Timer::Join => self.join_timeout(now),
+            }
+        }
+    }
+
+    /// A message arrived.
+    pub fn handle_message(&mut self, now: Instant, conn: ConnId, message: Message) {
+        let Some(session) = self.sessions.get_mut(conn) else { return };
+        session.heard(now);
+        if let Err(e) = self.dispatch(now, conn, message) {
+            self.refuse(now, conn, e);
+        }
+    }
+
+    fn dispatch(&mut self, now: Instant, conn: ConnId, message: Message) -> Result<()> {
+        match message {
+            Message::Hello { .. }
+            | Message::Welcome { .. }
+            | Message::Refuse { .. }
+            | Message::Join(_)
+            | Message::Directory(_)
+            | Message::Link { .. } => self.on_session_message(now, conn, message),
+            Message::Ping => {
+                self.send(conn, Message::Pong);
+                Ok(())
+            }
+            Message::Pong => Ok(()),
+            other => {
+                if !self.sessions.get(conn).is_some_and(Session::is_linked) {
+                    let text = format!("message type {} before the session was set up", other.type_code());
+                    return Err(Error::new(Status::Protocol, text));
+                }
+                self.on_request_message(now, conn, other)
+            }
+        }
+    }
+
+    fn on_request_message(&mut self, now: Instant, conn: ConnId, message: Message) -> Result<()> {
+        match message {
+            Message::Read(r) => self.on_read(now, conn, r),
+            Message::ReadFailed { op, status, text } => self.on_read_failed(now, conn, op, status, text),
+            Message::ReadCancel { op } => self.on_read_cancel(conn, op),
+            Message::Done { op, request, consumers } => self.on_done(now, conn, op, &request, consumers),
+            Message::Ack { op, status } => self.on_ack(now, conn, op, status),
+            Message::Write(w) => self.on_write(now, conn, w),
+            Message::WriteGo { op, range, blocks } => self.on_write_go(now, conn, op, range, &blocks),
+            Message::WriteDone { op, status, text, bytes } => self.on_write_done(now, conn, op, status, text, bytes),
+            Message::WriteCancel { op } => self.on_write_cancel(now, conn, op),
+            Message::Notify(payload) => {
+                let (peer, rank) = self.peer_of(conn);
+                self.emit(Event { payload, peer, rank, ..Event::new(EventKind::Notification, Status::Ok) });
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A job ended.
+    pub fn handle_job(&mut self, now: Instant, job: JobId, mut end: JobEnd) {
+        let spans = std::mem::take(&mut end.spans);
+        let count = spans.len() as u64;
+        self.give_spans(spans);
+        let Some(owner) = self.jobs.remove(&job) else { return };
+        match owner {
+            JobOwner::Read { transfer, part } => self.read_job_ended(now, transfer, part, end, count),
+            JobOwner::Write { transfer, part } => self.write_job_ended(now, transfer, part, end, count),
+            JobOwner::Serve { conn, op } => self.served_job_ended(conn, op, end),
+            JobOwner::Sink { accept, op } => self.sink_job_ended(now, accept, op, end),
+        }
+    }
+
+    /// Ends a transfer, an offer or an accept early. Its event still comes, with the status of what really happened.
+    ///
+    /// # Errors
+    /// [`Status::BadHandle`].
+    pub fn cancel(&mut self, now: Instant, id: Id) -> Result<()> {
+        let stale = || Error::new(Status::BadHandle, format!("id {:#x} names nothing that can be cancelled", id.0));
+        match id.kind() {
+            Some(Kind::Transfer) if self.transfers.get(id).is_some() => {
+                self.fail_transfer(now, id, Error::new(Status::Cancelled, "cancelled by the caller"));
+                Ok(())
+            }
+            Some(Kind::Offer) => self.withdraw(id).ok_or_else(stale),
+            Some(Kind::Accept) => {
+                let error = Error::new(Status::Cancelled, "cancelled by the caller");
+                self.fail_accept(now, id, error).ok_or_else(stale)
+            }
+            _ => Err(stale()),
+        }
+    }
+
+    /// Sends a message of the engine to one rank of a peer, or to all linked ranks (`None`). With `after`, it leaves when
+    /// that transfer has completed, to the ranks the transfer dealt with; if the transfer fails, it is not sent.
+    ///
+    /// # Errors
+    /// [`Status::Limit`], [`Status::BadHandle`], [`Status::PeerDead`].
+    pub fn notify(&mut self, peer: Id, rank: Option<u32>, payload: &[u8], after: Option<Id>) -> Result<()> {
+        if payload.len() > crate::wire::limit::PAYLOAD {
+            let (have, max) = (payload.len(), crate::wire::limit::PAYLOAD);
+            return Err(Error::new(Status::Limit, format!("a notification of {have} bytes, at most {max}")));
+        }
+        if let Some(transfer) = after {
+            let found = self.transfers.get_mut(transfer);
+            let stale = || Error::new(Status::BadHandle, format!("transfer id {:#x} is not in flight", transfer.0));
+            match found.ok_or_else(stale)? {
+                Transfer::Read(r) => r.notify.push(payload.to_vec()),
+                Transfer::Write(w) => w.notify.push(payload.to_vec()),
+            }
+            return Ok(());
+        }
+        for conn in self.linked(peer, rank)? {
+            self.send(conn, Message::Notify(payload.to_vec()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn fail_transfer(&mut self, now: Instant, id: Id, error: Error) {
+        match self.transfers.get(id) {
+            Some(Transfer::Read(_)) => self.fail_read(now, id, error),
+            Some(Transfer::Write(_)) => self.fail_write(now, id, error),
+            None => {}
+        }
+    }
+
+    fn transfer_timeout(&mut self, now: Instant, id: Id) {
+        let due = match self.transfers.get(id) {
+            Some(Transfer::Read(r)) => r.deadline,
+            Some(Transfer::Write(w)) => w.deadline,
+            None => return,
+        };
+        if due <= now {
+            self.fail_transfer(now, id, Error::new(Status::Deadline, "the transfer's deadline passed"));
+        }
+    }
+
+    /// Blocks, by group of the destination's layout, that a failed read left without valid data.
+    pub fn failed_blocks(&self, transfer: Id) -> Option<&[(u32, Vec<u32>)]> {
+        self.failed.iter().find(|(id, _)| *id == transfer).map(|(_, b)| b.as_slice())
+    }
+
+    // ---- for the parts ----
+
+    pub(super) fn emit(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    pub(super) fn send(&mut self, conn: ConnId, message: Message) {
+        self.outputs.push_back(Output::Send { conn, message });
+    }
+
+    pub(super) fn timer(&mut self, at: Instant, timer: Timer) {
+        self.timers.push(Reverse((at, timer)));
+    }
+
+    /// A number that is unique in this process.
+    pub(super) fn fresh(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    pub(super) fn new_job(&mut self, owner: JobOwner) -> JobId {
+        let job = JobId(self.fresh());
+        self.jobs.insert(job, owner);
+        job
+    }
+
+    pub(super) fn cancel_job(&mut self, job: JobId, reason: Status) {
+        self.outputs.push_back(Output::CancelJob { job, reason });
+    }
+
+    /// Expands a request of a plan into spans from the pool.
+    pub(super) fn expand(
+        &mut self,
+        plan: &Plan,
+        src: &[Blocks],
+        dst: &[Blocks],
+        range: &Range,
+    ) -> Result<(Vec<Span>, u64)> {
+        fn lists(blocks: &[Blocks]) -> Vec<BlockList<'_>> {
+            blocks.iter().map(|b| BlockList { ids: &b.ids, first: b.first }).collect()
+        }
+        let (s, d) = (lists(src), lists(dst));
+        let request = Request {
+            src: &s,
+            dst: &d,
+            tokens: range.token_begin..range.token_end,
+            end: range.token_total,
+            layers: range.layer_begin..range.layer_end,
+            slots: range.token_end == range.token_total,
+        };
+        let mut spans = self.pool.pop().unwrap_or_default();
+        match plan.expand(&request, &mut self.scratch, &mut spans) {
+            Ok(summary) if spans.len() <= self.config.max_spans => Ok((spans, summary.bytes)),
+            Ok(_) => {
+                let text =
+                    format!("the transfer has {} spans, at most {} are allowed", spans.len(), self.config.max_spans);
+                self.give_spans(spans);
+                Err(Error::new(Status::Limit, text))
+            }
+            Err(e) => {
+                self.give_spans(spans);
+                Err(e)
+            }
+        }
+    }
+
+    pub(super) fn give_spans(&mut self, mut spans: Vec<Span>) {
+        const POOLED: usize = 64;
+        const KEPT: usize = 1 << 16;
+        if self.pool.len() < POOLED && spans.capacity() <= KEPT {
+            spans.clear();
+            self.pool.push(spans);
+        }
+    }
+
+    pub(super) fn limit(&self, what: &str, have: usize, max: usize) -> Result<()> {
+        if have < max {
+            return Ok(());
+        }
+        Err(Error::new(Status::Limit, format!("{have} {what}, at most {max} are allowed")))
+    }
+}

@@ -1,0 +1,33 @@
+//! Sans-IO state machines: sessions, handshakes, transfers, leases, liveness.
+//!
+//! [`Endpoint`] is one agent's protocol without sockets, threads or a clock. It is told what happened (`handle_*`, and the
+//! calls of the engine) with the current time, and answers with [`Output`]s to carry out ([`Endpoint::poll_output`]) and the
+//! time at which it wants to be called again ([`Endpoint::poll_timeout`]). docs/requests.md states the contracts.
+
+mod config;
+mod coverage;
+mod directory;
+mod endpoint;
+mod event;
+mod id;
+mod lease;
+mod liveness;
+mod output;
+mod peer;
+mod read;
+mod serve;
+mod session;
+mod sink;
+mod write;
+
+pub use config::Config;
+pub use directory::Directory;
+pub use endpoint::{Endpoint, Identity};
+pub use event::{Event, EventKind};
+pub use id::{Id, Kind};
+pub use lease::Offer;
+pub use output::{Action, ConnId, JobEnd, JobId, LinkInfo, Output};
+pub use peer::Direction;
+pub use read::ReadArgs;
+pub use sink::AcceptArgs;
+pub use write::WriteArgs;

@@ -1,0 +1,131 @@
+//! What an endpoint wants done.
+
+use super::event::Event;
+use super::id::Id;
+use crate::error::{Error, Status};
+use crate::layout::Span;
+use crate::wire::Message;
+
+/// A session; also names its link towards the transport.
+pub type ConnId = Id;
+
+/// A job, numbered by the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(pub u64);
+
+/// What a job does; see the transport's actions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Copy from the peer's regions into ours.
+    Pull,
+    /// Send the source side of the spans under this tag.
+    Send {
+        /// Names the stream.
+        tag: u64,
+    },
+    /// Receive the stream of this tag into the destination side of the spans.
+    Receive {
+        /// Names the stream.
+        tag: u64,
+    },
+}
+
+/// What a link to a rank can do, in this endpoint's terms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Transport that was chosen, by its name in the directory.
+    pub transport: String,
+    /// How it is reported ("host/shm").
+    pub report: String,
+    /// We can pull from the peer.
+    pub pull: bool,
+    /// Why better ways were not chosen.
+    pub rejected: Vec<String>,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub struct JobEnd {
+    /// Success, or the reason.
+    pub result: Result<(), Error>,
+    /// Bytes moved.
+    pub bytes: u64,
+    /// Its spans, for reuse.
+    pub spans: Vec<Span>,
+    /// The end of all access is proven.
+    pub quiescent: bool,
+}
+
+/// One thing to do. Outputs are carried out in order.
+#[derive(Debug)]
+pub enum Output {
+    /// Connect; answered by `handle_connected` or `handle_closed`.
+    Connect {
+        /// The session.
+        conn: ConnId,
+        /// "host:port".
+        address: String,
+    },
+    /// Send a message.
+    Send {
+        /// The session.
+        conn: ConnId,
+        /// The message.
+        message: Message,
+    },
+    /// Close, after everything sent so far has left.
+    Close {
+        /// The session.
+        conn: ConnId,
+    },
+    /// Link a transport to the session's rank; answered by `handle_linked`.
+    Link {
+        /// The session.
+        conn: ConnId,
+        /// What the rank offers, best first: name and metadata.
+        offers: Vec<(String, Vec<u8>)>,
+    },
+    /// Open a data connection for the link; answered by `handle_stream`.
+    OpenStream {
+        /// The session.
+        conn: ConnId,
+        /// "host:port".
+        address: String,
+        /// For the preamble.
+        token: u64,
+    },
+    /// A data connection with this token belongs to the session's link.
+    ExpectStream {
+        /// The session.
+        conn: ConnId,
+        /// The token.
+        token: u64,
+    },
+    /// End the link; its jobs end with it.
+    Unlink {
+        /// The session.
+        conn: ConnId,
+    },
+    /// Start a job; answered by `handle_job`.
+    Post {
+        /// Its number.
+        job: JobId,
+        /// Over which link.
+        conn: ConnId,
+        /// What to do.
+        action: Action,
+        /// The spans.
+        spans: Vec<Span>,
+        /// Packing pays.
+        staged: bool,
+    },
+    /// End a job early; answered by `handle_job` all the same.
+    CancelJob {
+        /// Which.
+        job: JobId,
+        /// Why.
+        reason: Status,
+    },
+    /// Tell the engine.
+    Event(Event),
+}

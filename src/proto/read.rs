@@ -1,0 +1,358 @@
+//! Reads: the sink fetches an offered request from every source rank that its plans name.
+//!
+//! Each part (one source rank) fetches its spans, by pulling or as a stream, and then asks the source whether the lease
+//! still held. Only that answer makes the data valid: it was read completely before the source could have reused it.
+
+use super::endpoint::{Endpoint, JobOwner, Timer, Transfer};
+use super::event::{Event, EventKind};
+use super::id::Id;
+use super::output::{Action, ConnId, JobEnd, JobId, Output};
+use super::peer::bad_peer;
+use crate::error::{Error, Result, Status};
+use crate::layout::{Form, Span};
+use crate::wire::{Blocks, Message, Range, ReadRequest, Ticket};
+use std::time::{Duration, Instant};
+
+/// Failed reads whose invalid blocks are remembered.
+const REMEMBERED: usize = 1024;
+
+/// What a sink wants.
+#[derive(Clone, Debug)]
+pub struct ReadArgs<'a> {
+    /// The source.
+    pub peer: Id,
+    /// The source's ticket.
+    pub ticket: &'a [u8],
+    /// Where the data goes, by group.
+    pub blocks: Vec<Blocks>,
+    /// First token to fetch: what lies before is here already.
+    pub token_begin: u64,
+    /// One past the last token to fetch; `None`: all that is offered.
+    pub token_end: Option<u64>,
+    /// Layers to fetch.
+    pub layers: (u32, u32),
+    /// Time allowed; `None`: the configured default.
+    pub timeout: Option<Duration>,
+    /// Returned in the event.
+    pub user_data: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// A job is running.
+    Fetching,
+    /// Asked whether the lease still held.
+    Validating,
+    /// Valid.
+    Valid,
+    /// Ended without success.
+    Failed,
+}
+
+struct Part {
+    conn: ConnId,
+    op: u64,
+    consumers: u32,
+    step: Step,
+    job: Option<JobId>,
+    streamed: bool,
+    groups: Vec<u32>,
+    gone: bool,
+}
+
+pub(super) struct ReadTransfer {
+    peer: Id,
+    request: String,
+    blocks: Vec<Blocks>,
+    parts: Vec<Part>,
+    /// Source ranks that only want to hear that we are done.
+    courtesy: Vec<(ConnId, u32)>,
+    pub deadline: Instant,
+    user_data: u64,
+    bytes: u64,
+    spans: u64,
+    failure: Option<Error>,
+    quarantined: bool,
+    pub notify: Vec<Vec<u8>>,
+}
+
+impl ReadTransfer {
+    pub fn uses(&self, conn: ConnId) -> bool {
+        self.parts.iter().any(|p| p.conn == conn && p.step != Step::Valid)
+    }
+
+    pub fn session_lost(&mut self, conn: ConnId) {
+        for p in self.parts.iter_mut().filter(|p| p.conn == conn && p.step != Step::Valid) {
+            p.gone = true;
+            if p.step == Step::Validating {
+                p.step = Step::Failed;
+            }
+        }
+    }
+}
+
+impl Endpoint {
+    /// Starts a read. Ends with one [`EventKind::Transfer`] event; an error means that nothing was started.
+    ///
+    /// # Errors
+    /// [`Status::InvalidTicket`], [`Status::Incarnation`], [`Status::InvalidBlocks`], [`Status::BadHandle`],
+    /// [`Status::PeerDead`], [`Status::WrongState`], [`Status::Incompatible`], [`Status::Limit`].
+    pub fn read(&mut self, now: Instant, args: ReadArgs<'_>) -> Result<Id> {
+        self.limit("transfers", self.transfers.len(), self.config.max_transfers)?;
+        let ticket = Ticket::decode(args.ticket)?;
+        self.check_ticket(args.peer, &ticket)?;
+        self.check_blocks(&args.blocks)?;
+        let range = Range {
+            token_begin: args.token_begin,
+            token_end: args.token_end.unwrap_or(ticket.tokens),
+            token_total: ticket.tokens,
+            layer_begin: args.layers.0,
+            layer_end: args.layers.1,
+        };
+        let inbound = self.inbound(args.peer)?;
+        let mut courtesy = Vec::new();
+        for (rank, consumers) in &inbound.acknowledges {
+            courtesy.push((self.session_with(args.peer, *rank)?, *consumers, *rank));
+        }
+        let mut ready: Vec<(ConnId, u32, Vec<Span>, bool, Vec<u32>)> = Vec::new();
+        for plan in &inbound.plans {
+            let conn = self.session_with(args.peer, plan.source())?;
+            let (spans, _) = match self.expand(plan, &ticket.blocks, &args.blocks, &range) {
+                Ok(x) => x,
+                Err(e) => {
+                    ready.into_iter().for_each(|(_, _, spans, _, _)| self.give_spans(spans));
+                    return Err(e);
+                }
+            };
+            let consumers = courtesy.iter().find(|(_, _, r)| *r == plan.source()).map_or(1, |(_, n, _)| *n);
+            courtesy.retain(|(_, _, r)| *r != plan.source());
+            let staged = matches!(plan.form(), Form::Staged { .. });
+            ready.push((conn, consumers, spans, staged, plan.destination_groups()));
+        }
+        let deadline = now + args.timeout.unwrap_or(self.config.transfer_timeout);
+        let id = self.transfers.insert(Transfer::Read(ReadTransfer {
+            peer: args.peer,
+            request: ticket.request.clone(),
+            blocks: args.blocks.clone(),
+            parts: Vec::new(),
+            courtesy: courtesy.into_iter().map(|(conn, n, _)| (conn, n)).collect(),
+            deadline,
+            user_data: args.user_data,
+            bytes: 0,
+            spans: 0,
+            failure: None,
+            quarantined: false,
+            notify: Vec::new(),
+        }));
+        self.timer(deadline, Timer::Transfer(id));
+        for (conn, consumers, spans, staged, groups) in ready {
+            self.start_part(id, conn, consumers, spans, staged, groups, &ticket.request, &range, &args.blocks);
+        }
+        self.check_read(now, id);
+        Ok(id)
+    }
+
+    fn check_ticket(&self, peer: Id, ticket: &Ticket) -> Result<()> {
+        let p = self.peers.get(peer).ok_or_else(|| bad_peer(peer))?;
+        if let Some(e) = &p.dead {
+            return Err(Error::new(Status::PeerDead, format!("the peer is dead: {}", e.message())));
+        }
+        let Some(directory) = &p.directory else {
+            return Err(Error::new(Status::WrongState, "the handshake has not finished"));
+        };
+        if ticket.instance != p.instance {
+            let text = format!("the ticket is of instance {:?}, the peer is {:?}", ticket.instance, p.instance);
+            return Err(Error::new(Status::InvalidTicket, text));
+        }
+        let known = directory.entry(ticket.rank).map(|e| e.incarnation);
+        if known != Some(ticket.incarnation) {
+            let text = format!(
+                "the ticket was issued by process {:#x} of rank {}, the peer's is {known:x?}",
+                ticket.incarnation, ticket.rank
+            );
+            return Err(Error::new(Status::Incarnation, text));
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn start_part(
+        &mut self,
+        id: Id,
+        conn: ConnId,
+        consumers: u32,
+        spans: Vec<Span>,
+        staged: bool,
+        groups: Vec<u32>,
+        request: &str,
+        range: &Range,
+        blocks: &[Blocks],
+    ) {
+        let op = self.fresh();
+        let pull = self.sessions.get(conn).is_some_and(|s| s.we_pull());
+        let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
+        let index = r.parts.len();
+        let fetch = !spans.is_empty();
+        let step = if fetch { Step::Fetching } else { Step::Validating };
+        let streamed = fetch && !pull;
+        r.parts.push(Part { conn, op, consumers, step, job: None, streamed, groups, gone: false });
+        if !fetch {
+            self.give_spans(spans);
+            return self.send(conn, Message::Done { op, request: request.to_string(), consumers });
+        }
+        let job = self.new_job(JobOwner::Read { transfer: id, part: index });
+        if let Some(Transfer::Read(r)) = self.transfers.get_mut(id) {
+            if let Some(p) = r.parts.get_mut(index) {
+                p.job = Some(job);
+            }
+        }
+        let action = if pull { Action::Pull } else { Action::Receive { tag: op } };
+        self.outputs.push_back(Output::Post { job, conn, action, spans, staged });
+        if !pull {
+            let (request, blocks) = (request.to_string(), blocks.to_vec());
+            self.send(conn, Message::Read(ReadRequest { op, request, range: *range, blocks }));
+        }
+    }
+
+    pub(super) fn read_job_ended(&mut self, now: Instant, id: Id, part: usize, end: JobEnd, spans: u64) {
+        let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
+        r.quarantined |= !end.quiescent;
+        let request = r.request.clone();
+        let Some(p) = r.parts.get_mut(part) else { return };
+        p.job = None;
+        match end.result {
+            Ok(()) if !p.gone && r.failure.is_none() => {
+                p.step = Step::Validating;
+                r.bytes += end.bytes;
+                r.spans += spans;
+                let (conn, op, consumers) = (p.conn, p.op, p.consumers);
+                self.send(conn, Message::Done { op, request, consumers });
+            }
+            Ok(()) => p.step = Step::Failed,
+            Err(e) => {
+                p.step = Step::Failed;
+                self.fail_read(now, id, e);
+            }
+        }
+        self.check_read(now, id);
+    }
+
+    pub(super) fn on_ack(&mut self, now: Instant, conn: ConnId, op: u64, status: i32) -> Result<()> {
+        let found = self.find_part(conn, op);
+        let Some((id, part)) = found else { return Ok(()) };
+        let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return Ok(()) };
+        let request = r.request.clone();
+        let Some(p) = r.parts.get_mut(part) else { return Ok(()) };
+        if p.step != Step::Validating {
+            return Err(Error::new(Status::Protocol, format!("acknowledgement of read {op}, which is {:?}", p.step)));
+        }
+        if status == 0 {
+            p.step = Step::Valid;
+        } else {
+            p.step = Step::Failed;
+            let status = Status::from_code(status).unwrap_or(Status::Protocol);
+            let text = format!("the source's lease of request {request:?} did not hold until the data was here");
+            self.fail_read(now, id, Error::new(status, text));
+        }
+        self.check_read(now, id);
+        Ok(())
+    }
+
+    pub(super) fn on_read_failed(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        op: u64,
+        status: i32,
+        text: String,
+    ) -> Result<()> {
+        if let Some((id, _)) = self.find_part(conn, op) {
+            let status = Status::from_code(status).unwrap_or(Status::Refused);
+            self.fail_read(now, id, Error::new(status, format!("the source refused: {text}")));
+            self.check_read(now, id);
+        }
+        Ok(())
+    }
+
+    fn find_part(&self, conn: ConnId, op: u64) -> Option<(Id, usize)> {
+        self.transfers.iter().find_map(|(id, t)| match t {
+            Transfer::Read(r) => r.parts.iter().position(|p| p.conn == conn && p.op == op).map(|i| (id, i)),
+            Transfer::Write(_) => None,
+        })
+    }
+
+    /// Stops what runs; the event comes when nothing touches the destination any more.
+    pub(super) fn fail_read(&mut self, now: Instant, id: Id, error: Error) {
+        let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
+        if r.failure.is_some() {
+            return;
+        }
+        r.failure = Some(error.clone());
+        let mut stop = Vec::new();
+        for p in &mut r.parts {
+            match p.step {
+                Step::Fetching => stop.extend(p.job.map(|job| (job, p.conn, p.op, p.streamed && !p.gone))),
+                Step::Validating => p.step = Step::Failed,
+                Step::Valid | Step::Failed => {}
+            }
+        }
+        for (job, conn, op, streamed) in stop {
+            self.cancel_job(job, error.status());
+            if streamed {
+                self.send(conn, Message::ReadCancel { op });
+            }
+        }
+        self.check_read(now, id);
+    }
+
+    /// Ends the transfer when all its parts have ended.
+    fn check_read(&mut self, _now: Instant, id: Id) {
+        let Some(Transfer::Read(r)) = self.transfers.get(id) else { return };
+        let running = |p: &Part| p.job.is_some() || (p.step == Step::Validating && r.failure.is_none());
+        if r.parts.iter().any(running) {
+            return;
+        }
+        let Some(Transfer::Read(r)) = self.transfers.remove(id) else { return };
+        let mut event = Event {
+            id: id.0,
+            peer: r.peer.0,
+            user_data: r.user_data,
+            bytes: r.bytes,
+            spans: r.spans,
+            ..Event::new(EventKind::Transfer, Status::Ok)
+        };
+        match r.failure {
+            None => {
+                let mut told: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
+                for (conn, consumers) in r.courtesy {
+                    let op = self.fresh();
+                    self.send(conn, Message::Done { op, request: r.request.clone(), consumers });
+                    told.push(conn);
+                }
+                for payload in r.notify {
+                    for conn in &told {
+                        self.send(*conn, Message::Notify(payload.clone()));
+                    }
+                }
+            }
+            Some(e) => {
+                let status = if r.quarantined { Status::Quarantined } else { e.status() };
+                (event.status, event.text) = (status, e.message().to_string());
+                self.remember_failed(id, &r.parts, &r.blocks);
+            }
+        }
+        self.emit(event);
+    }
+
+    fn remember_failed(&mut self, id: Id, parts: &[Part], blocks: &[Blocks]) {
+        let mut groups: Vec<u32> =
+            parts.iter().filter(|p| p.step != Step::Valid).flat_map(|p| p.groups.iter().copied()).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        let lost = groups.into_iter().filter_map(|g| blocks.get(g as usize).map(|b| (g, b.ids.clone()))).collect();
+        if self.failed.len() >= REMEMBERED {
+            self.failed.pop_front();
+        }
+        self.failed.push_back((id, lost));
+    }
+}

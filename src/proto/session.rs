@@ -1,0 +1,488 @@
+//! Sessions: one control connection with one rank, from hello to linked.
+
+use super::directory::Directory;
+use super::endpoint::{Endpoint, Timer};
+use super::event::{Event, EventKind};
+use super::id::Id;
+use super::output::{ConnId, LinkInfo, Output};
+use super::peer::Peer;
+use crate::error::{Error, Result, Status};
+use crate::wire::{self, Entry, Message, Purpose};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the first rank keeps trying to be reached by the others.
+const JOIN_RETRY: Duration = Duration::from_millis(100);
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// We connect.
+    Connecting,
+    /// We said hello.
+    Greeted,
+    /// They connected; nothing was said yet.
+    Accepted,
+    /// They said hello before our own instance was complete.
+    Waiting,
+    /// Both have said who they are.
+    Introduced,
+    /// The transport is being linked.
+    Linking,
+    /// Requests may pass.
+    Linked,
+}
+
+/// Who the other side is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remote {
+    pub instance: String,
+    pub incarnation: u64,
+    pub rank: u32,
+}
+
+/// One control connection.
+pub(super) struct Session {
+    state: State,
+    pub ours: bool,
+    pub purpose: Purpose,
+    pub remote: Option<Remote>,
+    pub peer: Option<Id>,
+    /// What the other side says that it can do.
+    pub they_pull: bool,
+    pub link: Option<LinkInfo>,
+    pub address: String,
+    expected: u64,
+    token: u64,
+    pub last_heard: Instant,
+    pub asked: u32,
+}
+
+impl Session {
+    fn new(now: Instant, ours: bool, purpose: Purpose, peer: Option<Id>) -> Session {
+        Session {
+            state: if ours { State::Connecting } else { State::Accepted },
+            ours,
+            purpose,
+            remote: None,
+            peer,
+            they_pull: false,
+            link: None,
+            address: String::new(),
+            expected: 0,
+            token: 0,
+            last_heard: now,
+            asked: 0,
+        }
+    }
+
+    pub fn heard(&mut self, now: Instant) {
+        self.last_heard = now;
+        self.asked = 0;
+    }
+
+    pub fn is_linked(&self) -> bool {
+        self.state == State::Linked
+    }
+
+    /// We can fetch from the other side without its help.
+    pub fn we_pull(&self) -> bool {
+        self.link.as_ref().is_some_and(|l| l.pull)
+    }
+
+    /// Messages may be exchanged: the other side has said who it is.
+    pub fn is_live(&self) -> bool {
+        matches!(self.state, State::Introduced | State::Linking | State::Linked)
+    }
+}
+
+impl Endpoint {
+    /// Binds the endpoint to its address and transports; afterwards it joins its instance. Emits
+    /// [`EventKind::Ready`] when the instance is complete.
+    pub fn bind(&mut self, now: Instant, address: String, transports: Vec<(String, Vec<u8>)>) {
+        let entry = Entry {
+            rank: self.me.rank,
+            address,
+            incarnation: self.me.incarnation,
+            layout: crate::layout::layout_to_json(&self.layout),
+            transports,
+        };
+        self.entry = Some(entry.clone());
+        if self.me.rank == 0 {
+            self.members.insert(0, entry);
+            self.complete_instance(now);
+        } else {
+            self.timer(now + self.config.handshake_timeout, Timer::Join);
+            self.join(now);
+        }
+    }
+
+    fn join(&mut self, now: Instant) {
+        let mut session = Session::new(now, true, Purpose::Join, None);
+        session.address = self.me.leader.clone();
+        let address = session.address.clone();
+        let conn = self.sessions.insert(session);
+        self.outputs.push_back(Output::Connect { conn, address });
+    }
+
+    pub(super) fn join_timeout(&mut self, now: Instant) {
+        if self.directory.is_some() || self.me.rank == 0 {
+            return;
+        }
+        let trying = self.sessions.iter().any(|(_, s)| s.ours && s.purpose == Purpose::Join);
+        if !trying {
+            self.join(now);
+        }
+    }
+
+    /// The first rank: publishes the directory once every rank has joined.
+    fn complete_instance(&mut self, now: Instant) {
+        if self.directory.is_some() || self.members.len() < self.me.ranks as usize {
+            return;
+        }
+        let entries: Vec<Entry> = self.members.values().cloned().collect();
+        match Directory::parse(entries.clone()) {
+            Ok(directory) => {
+                let joined: Vec<ConnId> = self
+                    .sessions
+                    .iter()
+                    .filter(|(_, s)| !s.ours && s.purpose == Purpose::Join && s.is_live())
+                    .map(|(id, _)| id)
+                    .collect();
+                for conn in joined {
+                    self.send(conn, Message::Directory(entries.clone()));
+                }
+                self.instance_complete(now, directory);
+            }
+            Err(e) => self.emit(Event { text: e.message().into(), ..Event::new(EventKind::Ready, e.status()) }),
+        }
+    }
+
+    fn instance_complete(&mut self, now: Instant, directory: Directory) {
+        self.directory = Some(Arc::new(directory));
+        self.emit(Event::new(EventKind::Ready, Status::Ok));
+        for (conn, s) in self.sessions.iter().map(|(c, s)| (c, s.state)).collect::<Vec<_>>() {
+            if s == State::Waiting {
+                self.welcome(now, conn);
+            }
+        }
+        self.start_handshakes(now);
+    }
+
+    /// Opens a session of a peer's.
+    pub(super) fn connect(&mut self, now: Instant, peer: Id, address: &str, expected: u64) -> Result<ConnId> {
+        self.limit("sessions", self.sessions.len(), self.config.max_sessions)?;
+        let mut session = Session::new(now, true, Purpose::Peer, Some(peer));
+        session.expected = expected;
+        session.address = address.to_string();
+        let conn = self.sessions.insert(session);
+        self.outputs.push_back(Output::Connect { conn, address: address.to_string() });
+        Ok(conn)
+    }
+
+    /// Our connection is established.
+    pub fn handle_connected(&mut self, now: Instant, conn: ConnId) {
+        let Some(s) = self.sessions.get_mut(conn) else { return };
+        s.state = State::Greeted;
+        s.heard(now);
+        let (purpose, expected) = (s.purpose, s.expected);
+        let hello = Message::Hello {
+            versions: (wire::VERSION_MIN, wire::VERSION_MAX),
+            purpose,
+            instance: self.me.instance.clone(),
+            incarnation: self.me.incarnation,
+            rank: self.me.rank,
+            expected,
+        };
+        self.send(conn, hello);
+        self.timer(now + self.config.heartbeat, Timer::Session(conn));
+    }
+
+    /// Somebody connected to us.
+    ///
+    /// # Errors
+    /// [`Status::Limit`]: the connection should be closed.
+    pub fn handle_accepted(&mut self, now: Instant) -> Result<ConnId> {
+        self.limit("sessions", self.sessions.len(), self.config.max_sessions)?;
+        let conn = self.sessions.insert(Session::new(now, false, Purpose::Peer, None));
+        self.timer(now + self.config.heartbeat, Timer::Session(conn));
+        Ok(conn)
+    }
+
+    /// A connection is gone, or could not be made.
+    pub fn handle_closed(&mut self, now: Instant, conn: ConnId, error: Error) {
+        self.drop_session(now, conn, error);
+    }
+
+    /// Tells the other side why, and closes.
+    pub(super) fn refuse(&mut self, now: Instant, conn: ConnId, error: Error) {
+        let text = error.message().to_string();
+        self.send(conn, Message::Refuse { status: error.status().code(), text });
+        self.outputs.push_back(Output::Close { conn });
+        self.drop_session(now, conn, error);
+    }
+
+    /// Forgets a session; everything that depended on it fails.
+    pub(super) fn drop_session(&mut self, now: Instant, conn: ConnId, error: Error) {
+        let Some(session) = self.sessions.remove(conn) else { return };
+        if matches!(session.state, State::Linking | State::Linked) {
+            self.outputs.push_back(Output::Unlink { conn });
+        }
+        if session.purpose == Purpose::Join {
+            if session.ours && self.directory.is_none() {
+                self.join_lost(now, error);
+            } else if let (false, None, Some(remote)) = (session.ours, &self.directory, &session.remote) {
+                // A rank that died while the instance was forming may come again.
+                self.members.remove(&remote.rank);
+            }
+            return;
+        }
+        self.session_lost(now, conn, session, error);
+    }
+
+    fn join_lost(&mut self, now: Instant, error: Error) {
+        let fatal = !matches!(error.status(), Status::Unreachable | Status::PeerDead);
+        if fatal {
+            self.emit(Event { text: error.message().into(), ..Event::new(EventKind::Ready, error.status()) });
+        } else {
+            self.timer(now + JOIN_RETRY, Timer::Join);
+        }
+    }
+
+    pub(super) fn on_session_message(&mut self, now: Instant, conn: ConnId, message: Message) -> Result<()> {
+        let Some(s) = self.sessions.get(conn) else { return Ok(()) };
+        match (s.state, message) {
+            (State::Accepted, Message::Hello { versions, purpose, instance, incarnation, rank, expected }) => {
+                let remote = Remote { instance, incarnation, rank };
+                self.on_hello(now, conn, versions, purpose, remote, expected)
+            }
+            (State::Greeted, Message::Welcome { version, instance, incarnation, rank, token }) => {
+                wire::negotiate((wire::VERSION_MIN, wire::VERSION_MAX), (version, version))?;
+                self.on_welcome(conn, Remote { instance, incarnation, rank }, token)
+            }
+            (_, Message::Refuse { status, text }) => {
+                let status = Status::from_code(status).unwrap_or(Status::Refused);
+                self.outputs.push_back(Output::Close { conn });
+                self.drop_session(now, conn, Error::new(status, format!("the peer refused: {text}")));
+                Ok(())
+            }
+            (State::Introduced, Message::Join(entry)) => self.on_join(now, conn, entry),
+            (State::Introduced, Message::Directory(entries)) => self.on_directory(now, conn, entries),
+            (State::Introduced | State::Linking, Message::Link { transport, pull }) => {
+                self.on_link(now, conn, transport, pull)
+            }
+            (state, other) => Err(Error::new(
+                Status::Protocol,
+                format!("message type {} while the session is {state:?}", other.type_code()),
+            )),
+        }
+    }
+
+    fn on_hello(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        versions: (u16, u16),
+        purpose: Purpose,
+        remote: Remote,
+        expected: u64,
+    ) -> Result<()> {
+        wire::negotiate((wire::VERSION_MIN, wire::VERSION_MAX), versions)?;
+        if expected != 0 && expected != self.me.incarnation {
+            let text = format!("this is process {:#x}, the peer expects {expected:#x}", self.me.incarnation);
+            return Err(Error::new(Status::Incarnation, text));
+        }
+        if purpose == Purpose::Join {
+            self.check_join(&remote)?;
+        }
+        let Some(s) = self.sessions.get_mut(conn) else { return Ok(()) };
+        s.purpose = purpose;
+        s.remote = Some(remote);
+        if purpose == Purpose::Peer && self.directory.is_none() {
+            s.state = State::Waiting;
+            return Ok(());
+        }
+        self.welcome(now, conn);
+        Ok(())
+    }
+
+    fn check_join(&self, remote: &Remote) -> Result<()> {
+        let text = if self.me.rank != 0 {
+            format!("rank {} was asked to join; ranks join at rank 0", self.me.rank)
+        } else if remote.instance != self.me.instance {
+            format!("rank of instance {:?} joins instance {:?}", remote.instance, self.me.instance)
+        } else if remote.rank == 0 || remote.rank >= self.me.ranks {
+            format!("rank {} joins an instance of {} ranks", remote.rank, self.me.ranks)
+        } else if self.directory.is_some() || self.members.contains_key(&remote.rank) {
+            format!("rank {} of instance {:?} has joined already", remote.rank, self.me.instance)
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(Status::Refused, text))
+    }
+
+    fn welcome(&mut self, _now: Instant, conn: ConnId) {
+        let token = self.me.incarnation.rotate_left(17) ^ self.fresh().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ conn.0;
+        let Some(s) = self.sessions.get_mut(conn) else { return };
+        s.state = State::Introduced;
+        s.token = token;
+        let purpose = s.purpose;
+        let welcome = Message::Welcome {
+            version: wire::VERSION_MAX,
+            instance: self.me.instance.clone(),
+            incarnation: self.me.incarnation,
+            rank: self.me.rank,
+            token,
+        };
+        self.send(conn, welcome);
+        if purpose == Purpose::Peer {
+            self.outputs.push_back(Output::ExpectStream { conn, token });
+            self.send_directory(conn);
+        }
+    }
+
+    fn send_directory(&mut self, conn: ConnId) {
+        if let Some(d) = &self.directory {
+            let entries = d.entries().to_vec();
+            self.send(conn, Message::Directory(entries));
+        }
+    }
+
+    fn on_welcome(&mut self, conn: ConnId, remote: Remote, token: u64) -> Result<()> {
+        let Some(s) = self.sessions.get_mut(conn) else { return Ok(()) };
+        if s.expected != 0 && s.expected != remote.incarnation {
+            let text = format!("expected process {:#x}, process {:#x} answered", s.expected, remote.incarnation);
+            return Err(Error::new(Status::Incarnation, text));
+        }
+        s.state = State::Introduced;
+        s.remote = Some(remote);
+        s.token = token;
+        match (s.purpose, self.entry.clone()) {
+            (Purpose::Join, Some(entry)) => self.send(conn, Message::Join(entry)),
+            (Purpose::Peer, _) => self.send_directory(conn),
+            (Purpose::Join, None) => {}
+        }
+        Ok(())
+    }
+
+    fn on_join(&mut self, now: Instant, conn: ConnId, entry: Entry) -> Result<()> {
+        let remote = self.sessions.get(conn).and_then(|s| s.remote.clone());
+        let fits = remote.as_ref().is_some_and(|r| (r.rank, r.incarnation) == (entry.rank, entry.incarnation));
+        let joins = self.sessions.get(conn).is_some_and(|s| !s.ours && s.purpose == Purpose::Join);
+        if !fits || !joins {
+            return Err(Error::new(Status::Protocol, format!("entry of rank {} from {remote:?}", entry.rank)));
+        }
+        if let Some(remote) = &remote {
+            self.check_join(remote)?;
+        }
+        self.members.insert(entry.rank, entry);
+        self.complete_instance(now);
+        Ok(())
+    }
+
+    fn on_directory(&mut self, now: Instant, conn: ConnId, entries: Vec<Entry>) -> Result<()> {
+        let directory = Directory::parse(entries)?;
+        let Some(s) = self.sessions.get(conn) else { return Ok(()) };
+        let remote = s.remote.clone().ok_or_else(|| Error::new(Status::Protocol, "directory before hello"))?;
+        if directory.entry(remote.rank).map(|e| e.incarnation) != Some(remote.incarnation) {
+            let text = format!("directory does not list rank {} as process {:#x}", remote.rank, remote.incarnation);
+            return Err(Error::new(Status::Protocol, text));
+        }
+        if s.purpose == Purpose::Join {
+            if self.directory.is_none() {
+                self.instance_complete(now, directory);
+            }
+            return Ok(());
+        }
+        self.on_peer_directory(now, conn, remote, directory)
+    }
+
+    /// Asks for a link with the rank at the other end.
+    pub(super) fn begin_link(&mut self, conn: ConnId, only: Option<&str>) -> Result<()> {
+        let Some(s) = self.sessions.get_mut(conn) else { return Ok(()) };
+        let (Some(peer), Some(remote)) = (s.peer, &s.remote) else { return Ok(()) };
+        let rank = remote.rank;
+        let Some(entry) = self.peers.get(peer).and_then(|p| p.directory.as_ref()?.entry(rank).cloned()) else {
+            return Err(Error::new(Status::Protocol, format!("rank {rank} is not in the peer's directory")));
+        };
+        let mut offers = entry.transports;
+        if let Some(name) = only {
+            offers.retain(|(n, _)| n == name);
+            if offers.is_empty() {
+                return Err(Error::new(
+                    Status::Protocol,
+                    format!("the peer chose transport {name:?} that it does not list"),
+                ));
+            }
+        }
+        s.state = State::Linking;
+        self.outputs.push_back(Output::Link { conn, offers });
+        Ok(())
+    }
+
+    /// The transport is linked, or cannot be.
+    pub fn handle_linked(&mut self, now: Instant, conn: ConnId, link: Result<LinkInfo>) {
+        let link = match link {
+            Ok(link) => link,
+            Err(e) => return self.refuse(now, conn, e),
+        };
+        let Some(s) = self.sessions.get_mut(conn) else { return };
+        let message = Message::Link { transport: link.transport.clone(), pull: link.pull };
+        s.link = Some(link);
+        let ours = s.ours;
+        if !ours {
+            s.state = State::Linked;
+        }
+        self.send(conn, message);
+        if !ours {
+            self.session_linked(now, conn);
+        }
+    }
+
+    fn on_link(&mut self, now: Instant, conn: ConnId, transport: String, pull: bool) -> Result<()> {
+        let Some(s) = self.sessions.get_mut(conn) else { return Ok(()) };
+        s.they_pull = pull;
+        if !s.ours {
+            if s.state != State::Introduced || s.peer.is_none() {
+                return Err(Error::new(Status::Protocol, format!("link while the session is {:?}", s.state)));
+            }
+            return self.begin_link(conn, Some(&transport));
+        }
+        if s.link.as_ref().is_none_or(|l| l.transport != transport) {
+            let text =
+                format!("we chose transport {:?}, the peer {transport:?}", s.link.as_ref().map(|l| &l.transport));
+            return Err(Error::new(Status::Protocol, text));
+        }
+        if s.we_pull() && pull {
+            s.state = State::Linked;
+            self.session_linked(now, conn);
+        } else {
+            let (address, token) = (s.address.clone(), s.token);
+            self.outputs.push_back(Output::OpenStream { conn, address, token });
+        }
+        Ok(())
+    }
+
+    /// The data connection that we opened is attached to the link, or could not be.
+    pub fn handle_stream(&mut self, now: Instant, conn: ConnId, result: Result<()>) {
+        if let Err(e) = result {
+            return self.refuse(now, conn, e);
+        }
+        if let Some(s) = self.sessions.get_mut(conn) {
+            s.state = State::Linked;
+            self.session_linked(now, conn);
+        }
+    }
+
+    /// (peer id, rank) for events.
+    pub(super) fn peer_of(&self, conn: ConnId) -> (u64, u32) {
+        let s = self.sessions.get(conn);
+        (s.and_then(|s| s.peer).map_or(0, |p| p.0), s.and_then(|s| s.remote.as_ref()).map_or(u32::MAX, |r| r.rank))
+    }
+
+    pub(super) fn peer_for(&self, conn: ConnId) -> Option<(Id, &Peer, u32)> {
+        let s = self.sessions.get(conn)?;
+        let peer = s.peer?;
+        Some((peer, self.peers.get(peer)?, s.remote.as_ref()?.rank))
+    }
+}
