@@ -117,6 +117,24 @@ impl Endpoint {
         self.outputs.pop_front()
     }
 
+    /// Something waits to be done.
+    pub fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
+    }
+
+    /// Ends everything that uses registered memory; each ends with its event.
+    pub fn close(&mut self, now: Instant, error: Error) {
+        for id in self.transfers.ids() {
+            self.fail_transfer(now, id, error.clone());
+        }
+        for id in self.leases.ids() {
+            self.withdraw(id);
+        }
+        for id in self.accepts.ids() {
+            self.fail_accept(now, id, error.clone());
+        }
+    }
+
     /// When [`Endpoint::handle_timeout`] should be called at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.timers.peek().map(|Reverse((at, _))| *at)

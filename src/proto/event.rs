@@ -50,7 +50,8 @@ pub struct Event {
 }
 
 impl Event {
-    pub(crate) fn new(kind: EventKind, status: Status) -> Event {
+    /// An event with nothing but its kind and status.
+    pub fn new(kind: EventKind, status: Status) -> Event {
         Event {
             kind,
             status,

@@ -52,6 +52,10 @@ impl Leases {
         }
     }
 
+    pub fn ids(&self) -> Vec<Id> {
+        self.slab.ids()
+    }
+
     pub fn find(&self, request: &str) -> Option<(Id, &Lease)> {
         let id = *self.by_request.get(request)?;
         self.slab.get(id).map(|l| (id, l))

@@ -76,6 +76,10 @@ impl Accepts {
     pub fn new(seed: u64) -> Accepts {
         Accepts { slab: Slab::new(Kind::Accept, seed), by_request: HashMap::new(), parked: Vec::new() }
     }
+
+    pub fn ids(&self) -> Vec<Id> {
+        self.slab.ids()
+    }
 }
 
 impl Endpoint {

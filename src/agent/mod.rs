@@ -1,0 +1,210 @@
+//! The safe Rust API: one [`Agent`] per rank.
+//!
+//! An agent owns an [`Endpoint`](crate::proto::Endpoint) (what is said), transports (how bytes move), one reactor thread
+//! that drives both, and one event queue. Calls lock the endpoint, never the transports: they return at once, whatever is
+//! being copied.
+
+mod address;
+mod calls;
+mod config;
+mod net;
+mod queue;
+mod reactor;
+mod sockets;
+mod transports;
+
+pub use config::{AgentConfig, Require};
+pub use queue::EventQueue;
+
+use crate::error::{Error, Result, Status};
+use crate::layout::Layout;
+use crate::memory::Memory;
+use crate::proto::{Endpoint, Identity};
+use crate::transport::Poller;
+use net::Inbox;
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{EventfdFlags, eventfd};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+/// What callers and the reactor share.
+pub(crate) struct Shared {
+    pub endpoint: Mutex<Endpoint>,
+    pub queue: EventQueue,
+    pub inbox: Mutex<Inbox>,
+    /// Woken when the reactor has carried out an order of the inbox.
+    pub answered: Condvar,
+    pub stop: AtomicBool,
+    pub poisoned: AtomicBool,
+    pub stats: Stats,
+    wake: OwnedFd,
+    /// The reactor is, or is about to be, asleep: a wake-up needs a system call.
+    asleep: AtomicBool,
+}
+
+/// Counters since the agent's start.
+#[derive(Default)]
+pub(crate) struct Stats {
+    pub bytes: AtomicU64,
+    pub spans: AtomicU64,
+    pub transfers: AtomicU64,
+    pub failures: AtomicU64,
+}
+
+/// A copy of an agent's counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Bytes moved by completed transfers and accepts.
+    pub bytes: u64,
+    /// Spans moved by completed transfers.
+    pub spans: u64,
+    /// Transfers that completed.
+    pub transfers: u64,
+    /// Transfers, accepts and handshakes that failed.
+    pub failures: u64,
+}
+
+impl Shared {
+    /// Makes the reactor look at the endpoint and the inbox.
+    pub fn wake(&self) {
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn alive(&self) -> Result<()> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Error::new(Status::Poisoned, "a defect stopped this agent; destroy it"));
+        }
+        Ok(())
+    }
+}
+
+/// One rank's endpoint. Every method may be called from any thread; dropping it stops the reactor, after which nothing
+/// touches registered memory.
+pub struct Agent {
+    shared: Arc<Shared>,
+    layout: Arc<Layout>,
+    regions: Mutex<Regions>,
+    address: String,
+    process: u32,
+    reactor: Option<JoinHandle<()>>,
+}
+
+struct Regions {
+    memory: Vec<Option<Memory>>,
+    /// All regions are registered and published.
+    bound: bool,
+    /// A region was taken away: nothing can be moved any more.
+    closed: bool,
+}
+
+impl Agent {
+    /// Starts an agent for a rank with this layout.
+    ///
+    /// # Errors
+    /// [`Status::Address`] if it cannot listen, [`Status::TransportUnavailable`] if a required transport is not there,
+    /// [`Status::InvalidArgument`] for impossible configuration.
+    pub fn new(config: AgentConfig, layout: Arc<Layout>) -> Result<Agent> {
+        config.check()?;
+        let listener = address::listen(&config)?;
+        let address = address::published(&listener, &config)?;
+        let me = Identity {
+            instance: config.instance.clone(),
+            incarnation: incarnation()?,
+            rank: config.rank,
+            ranks: config.ranks,
+            leader: config.leader.clone(),
+        };
+        let system = |what: &str, e: rustix::io::Errno| Error::new(Status::System, format!("{what}: {e}"));
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| system("eventfd", e))?;
+        let poller = Arc::new(Poller::new()?);
+        let transports = transports::Transports::new(&config, &poller)?;
+        let shared = Arc::new(Shared {
+            endpoint: Mutex::new(Endpoint::new(config.endpoint.clone(), me, layout.clone())),
+            queue: EventQueue::new()?,
+            inbox: Mutex::new(Inbox::default()),
+            answered: Condvar::new(),
+            stop: AtomicBool::new(false),
+            poisoned: AtomicBool::new(false),
+            stats: Stats::default(),
+            wake,
+            asleep: AtomicBool::new(false),
+        });
+        let wake = shared.wake.try_clone().map_err(|e| Error::new(Status::System, format!("dup: {e}")))?;
+        let reactor = reactor::Reactor::new(shared.clone(), poller, listener, wake, transports, &config)?;
+        let handle = std::thread::Builder::new()
+            .name(format!("kvlink-{}", config.rank))
+            .spawn(move || reactor.run())
+            .map_err(|e| Error::new(Status::System, format!("starting the reactor thread: {e}")))?;
+        let memory = vec![None; layout.regions().len()];
+        Ok(Agent {
+            shared,
+            layout,
+            regions: Mutex::new(Regions { memory, bound: false, closed: false }),
+            address,
+            process: std::process::id(),
+            reactor: Some(handle),
+        })
+    }
+
+    /// Address that others reach this agent at, "host:port".
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The layout it was made with.
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// The queue of events.
+    pub fn events(&self) -> &EventQueue {
+        &self.shared.queue
+    }
+
+    /// Counters since the start.
+    pub fn statistics(&self) -> Statistics {
+        let s = &self.shared.stats;
+        Statistics {
+            bytes: s.bytes.load(Ordering::Relaxed),
+            spans: s.spans.load(Ordering::Relaxed),
+            transfers: s.transfers.load(Ordering::Relaxed),
+            failures: s.failures.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The agent's state is usable: not poisoned, and this is the process that made it.
+    pub fn check(&self) -> Result<()> {
+        if std::process::id() != self.process {
+            let (made, here) = (self.process, std::process::id());
+            let text = format!("the agent was made by process {made}, this is its fork {here}");
+            return Err(Error::new(Status::WrongState, text));
+        }
+        self.shared.alive()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // A fork has no reactor thread to wait for, and must not touch what belongs to its parent.
+        if std::process::id() != self.process {
+            return;
+        }
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.wake();
+        if let Some(handle) = self.reactor.take() {
+            let _ = handle.join();
+        }
+    }
+}
+
+/// A random number that tells this agent's life from every other.
+fn incarnation() -> Result<u64> {
+    let mut bytes = [0u8; 8];
+    rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::new(Status::System, format!("getrandom: {e}")))?;
+    Ok(u64::from_ne_bytes(bytes).max(1))
+}

@@ -1,0 +1,31 @@
+//! Orders from callers to the reactor.
+
+use crate::error::Result;
+use crate::memory::Memory;
+use crate::proto::ConnId;
+use std::net::TcpStream;
+
+/// What connecting threads bring back.
+pub(crate) enum Connected {
+    /// A control connection.
+    Control(ConnId, Result<TcpStream>),
+    /// A data connection, its preamble sent.
+    Data(ConnId, Result<TcpStream>),
+}
+
+/// What only the reactor can do, because it owns the transports.
+pub(crate) enum Order {
+    /// Registers memory; all regions are there when `publish` is set.
+    Register { region: u32, memory: Memory, publish: bool },
+    /// Ends all use of a region.
+    Deregister { region: u32 },
+}
+
+/// Work that waits for the reactor.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    pub connected: Vec<Connected>,
+    pub orders: Vec<(u64, Order)>,
+    pub answers: Vec<(u64, Result<()>)>,
+    pub next: u64,
+}

@@ -1,0 +1,79 @@
+//! The event queue, and the descriptor that is readable while it is not empty.
+
+use crate::error::{Error, Result, Status};
+use crate::proto::Event;
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{EventfdFlags, eventfd};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Events in the order they happened.
+pub struct EventQueue {
+    events: Mutex<VecDeque<Event>>,
+    arrived: Condvar,
+    fd: OwnedFd,
+}
+
+impl EventQueue {
+    pub(super) fn new() -> Result<EventQueue> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| Error::new(Status::System, format!("eventfd: {e}")))?;
+        Ok(EventQueue { events: Mutex::new(VecDeque::new()), arrived: Condvar::new(), fd })
+    }
+
+    pub(super) fn push(&self, event: Event) {
+        let mut events = self.events.lock();
+        if events.is_empty() {
+            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+        }
+        events.push_back(event);
+        drop(events);
+        self.arrived.notify_one();
+    }
+
+    /// Events that wait.
+    pub fn len(&self) -> usize {
+        self.events.lock().len()
+    }
+
+    /// No event waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes up to `max` events; waits for the first one at most `timeout` (`None`: for ever).
+    pub fn poll(&self, max: usize, timeout: Option<Duration>) -> Vec<Event> {
+        let mut out = Vec::new();
+        if max == 0 {
+            return out;
+        }
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        let mut events = self.events.lock();
+        while events.is_empty() {
+            match (timeout, deadline) {
+                (Some(t), _) if t.is_zero() => return out,
+                (Some(_), Some(at)) => {
+                    if self.arrived.wait_until(&mut events, at).timed_out() {
+                        break;
+                    }
+                }
+                _ => self.arrived.wait(&mut events),
+            }
+        }
+        if events.is_empty() {
+            return out;
+        }
+        let n = max.min(events.len());
+        out.extend(events.drain(..n));
+        if events.is_empty() {
+            let _ = rustix::io::read(&self.fd, &mut [0u8; 8]);
+        }
+        out
+    }
+
+    /// Readable exactly while the queue is not empty; for epoll and event loops. Never read it.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

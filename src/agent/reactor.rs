@@ -1,0 +1,494 @@
+//! The reactor: one thread that carries out what the endpoint wants, and tells it what happened.
+
+use super::config::AgentConfig;
+use super::net::{Connected, Order};
+use super::sockets::{Socket, Visitor};
+use super::transports::Transports;
+use super::{Shared, address};
+use crate::error::{Error, Result, Status};
+use crate::proto::{Action, ConnId, Event, EventKind, JobEnd, JobId, Output};
+use crate::transport::{self, Done, Fence, Interest, Job, LinkId, Poller, Ready};
+use crate::wire::{Message, Preamble, StreamKind};
+use std::collections::{HashMap, HashSet};
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Bytes that transports move before sockets and timers are looked at again.
+const SLICE: u64 = 1 << 20;
+/// Accepted connections that have not introduced themselves.
+const MAX_VISITORS: usize = 256;
+/// Time they have for it.
+const VISITOR_TIME: Duration = Duration::from_secs(10);
+/// How long an idle reactor keeps looking before it sleeps: the next request of a busy engine is met awake.
+const LINGER: Duration = Duration::from_micros(50);
+
+pub(super) struct Reactor {
+    shared: Arc<Shared>,
+    poller: Arc<Poller>,
+    listener: TcpListener,
+    wake: OwnedFd,
+    transports: Transports,
+    sockets: HashMap<ConnId, Socket>,
+    keys: HashMap<u64, Who>,
+    next_key: u64,
+    visitors: HashMap<u64, Visitor>,
+    /// Tokens of data connections that may come, and those that came before their link was made.
+    tokens: HashMap<u64, ConnId>,
+    early: HashMap<ConnId, Vec<TcpStream>>,
+    quarantined: HashSet<JobId>,
+    connect_timeout: Duration,
+    max_events: usize,
+    address: String,
+    buffer: Vec<u8>,
+    outputs: Vec<Output>,
+    done: Vec<Done>,
+}
+
+#[derive(Clone, Copy)]
+enum Who {
+    Listener,
+    Wake,
+    Socket(ConnId),
+    Visitor,
+}
+
+impl Reactor {
+    pub fn new(
+        shared: Arc<Shared>,
+        poller: Arc<Poller>,
+        listener: TcpListener,
+        wake: OwnedFd,
+        transports: Transports,
+        config: &AgentConfig,
+    ) -> Result<Reactor> {
+        let base = transports.keys();
+        let only_read = Interest { read: true, write: false };
+        poller.add(&listener, base, only_read)?;
+        poller.add(&wake, base + 1, only_read)?;
+        let address = address::published(&listener, config)?;
+        Ok(Reactor {
+            shared,
+            poller,
+            listener,
+            wake,
+            transports,
+            sockets: HashMap::new(),
+            keys: HashMap::from([(base, Who::Listener), (base + 1, Who::Wake)]),
+            next_key: base + 2,
+            visitors: HashMap::new(),
+            tokens: HashMap::new(),
+            early: HashMap::new(),
+            quarantined: HashSet::new(),
+            connect_timeout: config.endpoint.handshake_timeout,
+            max_events: config.max_events,
+            address,
+            buffer: vec![0; 64 << 10],
+            outputs: Vec::new(),
+            done: Vec::new(),
+        })
+    }
+
+    /// Runs until the agent is dropped. A panic poisons the agent instead of ending the process.
+    pub fn run(mut self) {
+        let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let error = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(e)) => Some(e),
+            Err(panic) => {
+                let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
+                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+                Some(Error::new(Status::Internal, text.unwrap_or_else(|| "panic".into())))
+            }
+        };
+        if std::panic::catch_unwind(AssertUnwindSafe(|| self.transports.disconnect_all())).is_err() {
+            log::error!("kvlink: closing the transports panicked");
+        }
+        if let Some(e) = error {
+            self.shared.poisoned.store(true, Ordering::Release);
+            let text = format!("the agent stopped: {}", e.message());
+            self.shared.queue.push(Event { text, ..Event::new(EventKind::AgentFailed, e.status()) });
+            let inbox = self.shared.inbox.lock();
+            self.shared.answered.notify_all();
+            drop(inbox);
+        }
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let mut ready: Vec<Ready> = Vec::new();
+        let mut busy_until = Instant::now();
+        loop {
+            if self.shared.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            self.take_inbox();
+            let worked = self.pump();
+            let more = self.move_data(&ready)?;
+            let now = Instant::now();
+            if worked || more || !ready.is_empty() {
+                busy_until = now + LINGER;
+            }
+            let timeout = if more { Some(Duration::ZERO) } else { self.idle(now, busy_until) };
+            self.poller.wait(timeout, &mut ready)?;
+            self.shared.asleep.store(false, Ordering::SeqCst);
+            self.on_ready(&ready);
+        }
+    }
+
+    /// How long to sleep: not at all while something may have come since we looked.
+    fn idle(&mut self, now: Instant, busy_until: Instant) -> Option<Duration> {
+        if now < busy_until {
+            return Some(Duration::ZERO);
+        }
+        self.shared.asleep.store(true, Ordering::SeqCst);
+        let endpoint = self.shared.endpoint.lock();
+        let due = endpoint.poll_timeout();
+        let waiting = endpoint.has_output();
+        drop(endpoint);
+        let inbox = self.shared.inbox.lock();
+        let waiting = waiting || !inbox.connected.is_empty() || !inbox.orders.is_empty();
+        drop(inbox);
+        if waiting || self.shared.stop.load(Ordering::Acquire) {
+            return Some(Duration::ZERO);
+        }
+        let visitors = (!self.visitors.is_empty()).then_some(VISITOR_TIME);
+        let timer = due.map(|at| at.saturating_duration_since(now));
+        [visitors, timer].into_iter().flatten().min()
+    }
+
+    /// Timers, then outputs until there are none.
+    fn pump(&mut self) -> bool {
+        let mut worked = false;
+        let now = Instant::now();
+        self.shared.endpoint.lock().handle_timeout(now);
+        loop {
+            let mut outputs = std::mem::take(&mut self.outputs);
+            {
+                let mut endpoint = self.shared.endpoint.lock();
+                while let Some(o) = endpoint.poll_output() {
+                    outputs.push(o);
+                }
+            }
+            if outputs.is_empty() {
+                self.outputs = outputs;
+                return worked;
+            }
+            worked = true;
+            for o in outputs.drain(..) {
+                self.carry_out(o);
+            }
+            self.outputs = outputs;
+        }
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Connect { conn, address } => self.connect(conn, address, None),
+            Output::OpenStream { conn, address, token } => self.connect(conn, address, Some(token)),
+            Output::ExpectStream { conn, token } => {
+                self.tokens.insert(token, conn);
+            }
+            Output::Send { conn, message } => {
+                let failed = self.sockets.get_mut(&conn).and_then(|s| s.send(&message, &self.poller).err());
+                if let Some(e) = failed {
+                    self.lose(conn, e);
+                }
+            }
+            Output::Close { conn } => self.close(conn),
+            Output::Link { conn, offers } => {
+                let linked = self.transports.connect(conn, &offers);
+                let early = self.early.remove(&conn).unwrap_or_default();
+                if linked.is_ok() {
+                    for stream in early {
+                        self.attach(conn, stream);
+                    }
+                }
+                self.shared.endpoint.lock().handle_linked(Instant::now(), conn, linked);
+            }
+            Output::Unlink { conn } => self.transports.disconnect(conn),
+            Output::Post { job, conn, action, spans, staged } => {
+                let action = match action {
+                    Action::Pull => transport::Action::Pull,
+                    Action::Send { tag } => transport::Action::Send { tag },
+                    Action::Receive { tag } => transport::Action::Receive { tag },
+                };
+                let (id, link) = (transport::JobId(job.0), LinkId(conn.0));
+                if let Err(e) = self.transports.post(Job { id, link, action, spans, staged }) {
+                    let end = JobEnd { result: Err(e), bytes: 0, spans: Vec::new(), quiescent: true };
+                    self.shared.endpoint.lock().handle_job(Instant::now(), job, end);
+                }
+            }
+            Output::CancelJob { job, reason } => {
+                if self.transports.cancel(transport::JobId(job.0), reason) == Some(Fence::Quarantined) {
+                    self.quarantined.insert(job);
+                }
+            }
+            Output::Event(e) => self.tell(e),
+        }
+    }
+
+    fn tell(&mut self, e: Event) {
+        use EventKind::{Handshake, Received, Transfer};
+        let stats = &self.shared.stats;
+        match (e.kind, e.status) {
+            (Transfer | Received, Status::Ok) => {
+                stats.transfers.fetch_add(1, Ordering::Relaxed);
+                stats.bytes.fetch_add(e.bytes, Ordering::Relaxed);
+                stats.spans.fetch_add(e.spans, Ordering::Relaxed);
+            }
+            (Transfer | Received | Handshake, _) if e.status != Status::Ok => {
+                stats.failures.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        self.shared.queue.push(e);
+    }
+
+    /// Lets the transports work for a slice; returns whether they would go on.
+    fn move_data(&mut self, ready: &[Ready]) -> Result<bool> {
+        let mut done = std::mem::take(&mut self.done);
+        let more = self.transports.progress(ready, SLICE, &mut done);
+        let now = Instant::now();
+        let any = !done.is_empty();
+        if any {
+            let mut endpoint = self.shared.endpoint.lock();
+            for d in done.drain(..) {
+                let job = JobId(d.id.0);
+                let quiescent = !self.quarantined.remove(&job);
+                endpoint.handle_job(now, job, JobEnd { result: d.result, bytes: d.bytes, spans: d.spans, quiescent });
+            }
+        }
+        self.done = done;
+        Ok(more || any)
+    }
+
+    fn on_ready(&mut self, ready: &[Ready]) {
+        for r in ready {
+            match self.keys.get(&r.key).copied() {
+                Some(Who::Listener) => self.accept(),
+                Some(Who::Wake) => {
+                    let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+                }
+                Some(Who::Socket(conn)) => self.serve_socket(conn, *r),
+                Some(Who::Visitor) => self.serve_visitor(r.key),
+                None => {}
+            }
+        }
+        let now = Instant::now();
+        let late: Vec<u64> = self
+            .visitors
+            .iter()
+            .filter(|(_, v)| now.saturating_duration_since(v.since) >= VISITOR_TIME)
+            .map(|(k, _)| *k)
+            .collect();
+        for key in late {
+            self.forget_visitor(key);
+        }
+    }
+
+    fn serve_socket(&mut self, conn: ConnId, r: Ready) {
+        let Some(socket) = self.sockets.get_mut(&conn) else { return };
+        let mut messages = Vec::new();
+        let mut result = Ok(());
+        if r.write {
+            result = socket.flush(&self.poller);
+        }
+        if r.read && result.is_ok() {
+            result = socket.receive(&mut self.buffer, &mut messages);
+        }
+        let now = Instant::now();
+        let mut endpoint = self.shared.endpoint.lock();
+        for m in messages {
+            if matches!(m, Message::Notify(_)) && self.shared.queue.len() >= self.max_events {
+                let text = format!("{} events wait for the engine, no more notifications are taken", self.max_events);
+                result = Err(Error::new(Status::Limit, text));
+                break;
+            }
+            endpoint.handle_message(now, conn, m);
+        }
+        drop(endpoint);
+        if let Err(e) = result {
+            // What came before the end still counts; its answers may not reach anybody.
+            self.pump();
+            self.lose(conn, e);
+        }
+    }
+
+    fn lose(&mut self, conn: ConnId, error: Error) {
+        self.close(conn);
+        self.shared.endpoint.lock().handle_closed(Instant::now(), conn, error);
+    }
+
+    fn close(&mut self, conn: ConnId) {
+        if let Some(mut socket) = self.sockets.remove(&conn) {
+            let _ = socket.flush(&self.poller);
+            socket.close(&self.poller);
+        }
+        self.keys.retain(|_, w| !matches!(w, Who::Socket(c) if *c == conn));
+        self.tokens.retain(|_, c| *c != conn);
+        self.early.remove(&conn);
+    }
+
+    fn key(&mut self, who: Who) -> u64 {
+        self.next_key += 1;
+        self.keys.insert(self.next_key, who);
+        self.next_key
+    }
+
+    fn accept(&mut self) {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    if self.visitors.len() >= MAX_VISITORS || stream.set_nonblocking(true).is_err() {
+                        continue;
+                    }
+                    let key = self.key(Who::Visitor);
+                    if self.poller.add(&stream, key, Interest { read: true, write: false }).is_ok() {
+                        self.visitors.insert(key, Visitor::new(stream, Instant::now()));
+                    }
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn forget_visitor(&mut self, key: u64) -> Option<Visitor> {
+        self.keys.remove(&key);
+        let visitor = self.visitors.remove(&key)?;
+        self.poller.remove(&visitor.stream);
+        Some(visitor)
+    }
+
+    fn serve_visitor(&mut self, key: u64) {
+        let Some(visitor) = self.visitors.get_mut(&key) else { return };
+        let preamble = match visitor.read() {
+            Ok(None) => return,
+            Ok(Some(p)) => p,
+            Err(e) => {
+                log::debug!("kvlink: a connection was dropped: {e}");
+                self.forget_visitor(key);
+                return;
+            }
+        };
+        let Some(visitor) = self.forget_visitor(key) else { return };
+        match preamble.0 {
+            StreamKind::Control => {
+                let accepted = self.shared.endpoint.lock().handle_accepted(Instant::now());
+                match accepted {
+                    Ok(conn) => self.add_socket(conn, visitor.stream, None),
+                    Err(e) => log::warn!("kvlink: a connection was refused: {e}"),
+                }
+            }
+            StreamKind::Data { token } => match self.tokens.get(&token).copied() {
+                Some(conn) if self.transports.has_link(conn) => self.attach(conn, visitor.stream),
+                Some(conn) => self.early.entry(conn).or_default().push(visitor.stream),
+                None => log::warn!("kvlink: a data connection with an unknown token was dropped"),
+            },
+        }
+    }
+
+    fn attach(&mut self, conn: ConnId, stream: TcpStream) {
+        if let Err(e) = self.transports.attach(conn, stream) {
+            self.lose(conn, e);
+        }
+    }
+
+    fn add_socket(&mut self, conn: ConnId, stream: TcpStream, first: Option<&[u8]>) {
+        let key = self.key(Who::Socket(conn));
+        let made = Socket::new(stream, key, &self.poller).and_then(|mut s| {
+            first.map_or(Ok(()), |bytes| s.send_bytes(bytes, &self.poller))?;
+            Ok(s)
+        });
+        match made {
+            Ok(socket) => {
+                self.sockets.insert(conn, socket);
+            }
+            Err(e) => self.lose(conn, e),
+        }
+    }
+
+    /// Names are resolved and connections made on a thread of their own: both can block for seconds.
+    fn connect(&mut self, conn: ConnId, address: String, token: Option<u64>) {
+        let (shared, timeout) = (self.shared.clone(), self.connect_timeout);
+        let work = move || {
+            let made = address::connect(&address, timeout);
+            let connected = match token {
+                None => Connected::Control(conn, made),
+                Some(token) => Connected::Data(
+                    conn,
+                    made.and_then(|mut s| {
+                        let fail = |e: std::io::Error| Error::new(Status::Unreachable, format!("{address}: {e}"));
+                        s.write_all(&Preamble(StreamKind::Data { token }).encode()).map_err(fail)?;
+                        Ok(s)
+                    }),
+                ),
+            };
+            shared.inbox.lock().connected.push(connected);
+            shared.wake();
+        };
+        if let Err(e) = std::thread::Builder::new().name("kvlink-connect".into()).spawn(work) {
+            let error = Error::new(Status::System, format!("starting a thread to connect: {e}"));
+            self.shared.endpoint.lock().handle_closed(Instant::now(), conn, error);
+        }
+    }
+
+    fn take_inbox(&mut self) {
+        let (connected, orders) = {
+            let mut inbox = self.shared.inbox.lock();
+            (std::mem::take(&mut inbox.connected), std::mem::take(&mut inbox.orders))
+        };
+        for c in connected {
+            self.on_connected(c);
+        }
+        for (ticket, order) in orders {
+            let answer = self.obey(order);
+            let mut inbox = self.shared.inbox.lock();
+            inbox.answers.push((ticket, answer));
+            self.shared.answered.notify_all();
+        }
+    }
+
+    fn on_connected(&mut self, c: Connected) {
+        let now = Instant::now();
+        match c {
+            Connected::Control(conn, Ok(stream)) => {
+                self.add_socket(conn, stream, Some(&Preamble(StreamKind::Control).encode()));
+                if self.sockets.contains_key(&conn) {
+                    self.shared.endpoint.lock().handle_connected(now, conn);
+                }
+            }
+            Connected::Control(conn, Err(e)) => self.shared.endpoint.lock().handle_closed(now, conn, e),
+            Connected::Data(conn, made) => {
+                let attached = made.and_then(|s| self.transports.attach(conn, s));
+                self.shared.endpoint.lock().handle_stream(now, conn, attached);
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) -> Result<()> {
+        let now = Instant::now();
+        match order {
+            Order::Register { region, memory, publish } => {
+                self.transports.register(region, &memory)?;
+                if publish {
+                    let metadata = self.transports.metadata();
+                    self.shared.endpoint.lock().bind(now, self.address.clone(), metadata);
+                }
+                Ok(())
+            }
+            Order::Deregister { region } => {
+                self.shared.endpoint.lock().close(now, Error::new(Status::Cancelled, "a region was deregistered"));
+                self.pump();
+                self.transports.deregister(region)?;
+                self.move_data(&[])?;
+                self.pump();
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The transports of an agent: chosen per link, best first.
+
+use super::config::{AgentConfig, Require};
+use crate::error::{Error, Result, Status};
+use crate::memory::Memory;
+use crate::proto::{ConnId, LinkInfo};
+use crate::transport::host::Host;
+use crate::transport::{Done, Fence, Job, JobId, LinkId, Poller, Ready, Transport};
+use std::collections::HashMap;
+use std::net::TcpStream;
+use std::sync::Arc;
+
+/// Keys of descriptors below this belong to transports: 2^32 for each.
+pub(super) const KEYS_PER_TRANSPORT: u64 = 1 << 32;
+
+pub(super) struct Transports {
+    list: Vec<Box<dyn Transport>>,
+    links: HashMap<LinkId, usize>,
+    jobs: HashMap<JobId, usize>,
+    require: Require,
+}
+
+impl Transports {
+    pub fn new(config: &AgentConfig, poller: &Arc<Poller>) -> Result<Transports> {
+        let host = Host::new(poller.clone(), 0..KEYS_PER_TRANSPORT, config.host.clone())?;
+        let list: Vec<Box<dyn Transport>> = vec![Box::new(host)];
+        if let Require::Named(name) = &config.require {
+            let base = name.split('/').next().unwrap_or(name);
+            if !list.iter().any(|t| t.name() == base) {
+                let have: Vec<&str> = list.iter().map(|t| t.name()).collect();
+                let text = format!("transport {name:?} is required, this build has {have:?}");
+                return Err(Error::new(Status::TransportUnavailable, text));
+            }
+        }
+        Ok(Transports { list, links: HashMap::new(), jobs: HashMap::new(), require: config.require.clone() })
+    }
+
+    /// First key that belongs to no transport.
+    pub fn keys(&self) -> u64 {
+        self.list.len() as u64 * KEYS_PER_TRANSPORT
+    }
+
+    pub fn register(&mut self, region: u32, memory: &Memory) -> Result<()> {
+        self.list.iter_mut().try_for_each(|t| t.register(region, memory))
+    }
+
+    pub fn deregister(&mut self, region: u32) -> Result<()> {
+        self.list.iter_mut().try_for_each(|t| t.deregister(region))
+    }
+
+    pub fn metadata(&self) -> Vec<(String, Vec<u8>)> {
+        self.list.iter().map(|t| (t.name().to_string(), t.metadata())).collect()
+    }
+
+    /// Links to a rank by the first of its transports that works here.
+    pub fn connect(&mut self, conn: ConnId, offers: &[(String, Vec<u8>)]) -> Result<LinkInfo> {
+        let link = LinkId(conn.0);
+        let mut rejected = Vec::new();
+        for (name, metadata) in offers {
+            let Some(at) = self.list.iter().position(|t| t.name() == name) else {
+                rejected.push(format!("{name}: not in this build"));
+                continue;
+            };
+            let transport = &mut self.list[at];
+            match transport.connect(link, metadata) {
+                Ok(made) => {
+                    if let Require::Named(required) = &self.require {
+                        if !made.name.starts_with(required.as_str()) {
+                            transport.disconnect(link);
+                            let why = made.rejected.join("; ");
+                            rejected.push(format!("{} instead of the required {required}: {why}", made.name));
+                            continue;
+                        }
+                    }
+                    self.links.insert(link, at);
+                    rejected.extend(made.rejected);
+                    let (pull, report) = (made.pull, made.name);
+                    return Ok(LinkInfo { transport: name.clone(), report, pull, rejected });
+                }
+                Err(e) => rejected.push(format!("{name}: {}", e.message())),
+            }
+        }
+        let text = format!("no transport works with this rank: {}", rejected.join("; "));
+        Err(Error::new(Status::TransportUnavailable, text))
+    }
+
+    pub fn attach(&mut self, conn: ConnId, socket: TcpStream) -> Result<()> {
+        let link = LinkId(conn.0);
+        match self.links.get(&link).and_then(|at| self.list.get_mut(*at)) {
+            Some(t) => t.attach(link, socket),
+            None => Err(Error::new(Status::Protocol, "a data connection for a link that does not exist")),
+        }
+    }
+
+    pub fn has_link(&self, conn: ConnId) -> bool {
+        self.links.contains_key(&LinkId(conn.0))
+    }
+
+    pub fn disconnect(&mut self, conn: ConnId) {
+        let link = LinkId(conn.0);
+        if let Some(t) = self.links.remove(&link).and_then(|at| self.list.get_mut(at)) {
+            t.disconnect(link);
+        }
+    }
+
+    pub fn disconnect_all(&mut self) {
+        for (link, at) in std::mem::take(&mut self.links) {
+            if let Some(t) = self.list.get_mut(at) {
+                t.disconnect(link);
+            }
+        }
+    }
+
+    pub fn post(&mut self, job: Job) -> Result<()> {
+        let (id, link) = (job.id, job.link);
+        let Some(at) = self.links.get(&link).copied() else {
+            return Err(Error::new(Status::PeerDead, "the link is gone"));
+        };
+        self.list[at].post(job)?;
+        self.jobs.insert(id, at);
+        Ok(())
+    }
+
+    pub fn cancel(&mut self, job: JobId, reason: Status) -> Option<Fence> {
+        let at = self.jobs.get(&job).copied()?;
+        Some(self.list[at].cancel(job, reason))
+    }
+
+    /// Drives all transports; returns whether one would go on at once.
+    pub fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {
+        let before = done.len();
+        let mut more = false;
+        for (at, t) in self.list.iter_mut().enumerate() {
+            let keys = at as u64 * KEYS_PER_TRANSPORT..(at as u64 + 1) * KEYS_PER_TRANSPORT;
+            let mine: Vec<Ready> = ready.iter().copied().filter(|r| keys.contains(&r.key)).collect();
+            more |= t.progress(&mine, budget, done);
+        }
+        for d in done.iter().skip(before) {
+            self.jobs.remove(&d.id);
+        }
+        more
+    }
+}
