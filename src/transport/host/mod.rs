@@ -1,1 +1,431 @@
-//! The embedded transport.
+//! The embedded transport, three ways under one name.
+//!
+//! - *host/shm*: the peer's shareable memory is mapped read-only and copied from;
+//! - *host/cma*: the peer's memory is read across processes (`process_vm_readv`);
+//! - *host/tcp*: streams, scattered and gathered straight from and into registered memory.
+//!
+//! Whichever way, only the destination's thread writes the destination's memory, and only within a call of this
+//! transport: that is why every [`cancel`](Transport::cancel) is [`Fence::Quiescent`].
+
+mod chunk;
+mod conn;
+mod identity;
+mod inbound;
+mod local;
+mod metadata;
+mod options;
+mod outbound;
+mod peer;
+mod pull;
+mod remote;
+mod scratch;
+mod sys;
+
+pub use options::HostOptions;
+pub use pull::STAGE_GAP_BYTES;
+
+use super::{Action, Done, Fence, Job, JobId, Link, LinkId, Poller, Ready, Transport};
+use crate::error::{Error, Result, Status};
+use crate::memory::Memory;
+use conn::{Conn, Context};
+use inbound::Receive;
+use local::Regions;
+use metadata::{File, Metadata, Region};
+use outbound::Send;
+use peer::Peer;
+use pull::Pull;
+use scratch::Scratch;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::net::TcpStream;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes for which a job or a socket works before the next one has its turn.
+const TURN: u64 = 1 << 20;
+
+/// The embedded transport. See the module's documentation.
+pub struct Host {
+    options: HostOptions,
+    poller: Arc<Poller>,
+    keys: Range<u64>,
+    own: peer::Own,
+    regions: Regions,
+    links: BTreeMap<LinkId, Peer>,
+    /// Sockets; their index plus the first key is their key.
+    sockets: Vec<Option<Conn>>,
+    /// Sockets that may go on at once.
+    active: VecDeque<usize>,
+    pulls: VecDeque<Pull>,
+    /// Jobs that were accepted and not yet reported.
+    jobs: HashSet<JobId>,
+    ended: Vec<Done>,
+    io: Scratch,
+}
+
+impl Host {
+    /// A transport whose sockets use `keys` of the poller, one each.
+    ///
+    /// # Errors
+    /// [`Status::InvalidArgument`] for options that cannot be; [`Status::System`] where `/proc` cannot be read.
+    pub fn new(poller: Arc<Poller>, keys: Range<u64>, options: HostOptions) -> Result<Host> {
+        options.check()?;
+        Ok(Host {
+            options,
+            poller,
+            keys,
+            own: peer::Own::new()?,
+            regions: Regions::default(),
+            links: BTreeMap::new(),
+            sockets: Vec::new(),
+            active: VecDeque::new(),
+            pulls: VecDeque::new(),
+            jobs: HashSet::new(),
+            ended: Vec::new(),
+            io: Scratch::new(),
+        })
+    }
+
+    fn link(&mut self, link: LinkId) -> Result<&mut Peer> {
+        self.links.get_mut(&link).ok_or_else(|| no_link(link))
+    }
+
+    /// Notes that a socket may have something to do.
+    fn activate(&mut self, slot: usize) {
+        if let Some(Some(conn)) = self.sockets.get_mut(slot) {
+            if !conn.queued {
+                conn.queued = true;
+                self.active.push_back(slot);
+            }
+        }
+    }
+
+    fn post_send(&mut self, tag: u64, job: Job) -> Result<()> {
+        let link = job.link;
+        let send = Send::new(job, &self.regions)?;
+        let slots = self.link(link)?.sockets.clone();
+        let conns = || slots.iter().filter_map(|slot| Some((*slot, self.sockets.get(*slot)?.as_ref()?)));
+        if conns().any(|(_, c)| c.outbound.contains(tag)) {
+            return Err(duplicate_tag(tag, link));
+        }
+        let chosen = conns().min_by_key(|(_, c)| c.outbound.backlog()).map(|(slot, _)| slot);
+        let slot = chosen.ok_or_else(|| no_socket(link))?;
+        if let Some(Some(conn)) = self.sockets.get_mut(slot) {
+            conn.outbound.post(tag, send);
+        }
+        self.activate(slot);
+        Ok(())
+    }
+
+    fn post_receive(&mut self, tag: u64, job: Job) -> Result<()> {
+        let link = job.link;
+        let receive = Receive::new(job, &self.regions)?;
+        let peer = self.links.get_mut(&link).ok_or_else(|| no_link(link))?;
+        if peer.sockets.is_empty() {
+            return Err(no_socket(link));
+        }
+        let mut announced = None;
+        for slot in &peer.sockets {
+            let Some(Some(conn)) = self.sockets.get(*slot) else { continue };
+            if conn.inbound.is_active(tag) {
+                return Err(duplicate_tag(tag, link));
+            }
+            if conn.inbound.is_pending(tag) {
+                announced = Some(*slot);
+            }
+        }
+        match announced {
+            Some(slot) => {
+                if let Some(Some(conn)) = self.sockets.get_mut(slot) {
+                    conn.bind(tag, receive, &mut self.ended);
+                }
+                self.activate(slot);
+            }
+            None if peer.waiting.contains_key(&tag) => return Err(duplicate_tag(tag, link)),
+            None => {
+                peer.waiting.insert(tag, receive);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends every job of a link and closes its sockets; further jobs are refused with the same error.
+    fn break_link(&mut self, link: LinkId, error: Error) {
+        let Some(peer) = self.links.get_mut(&link) else { return };
+        for slot in std::mem::take(&mut peer.sockets) {
+            if let Some(conn) = self.sockets.get_mut(slot).and_then(Option::take) {
+                conn.close(&self.poller, &error, &mut self.ended);
+            }
+        }
+        let waiting = std::mem::take(&mut peer.waiting);
+        self.ended.extend(waiting.into_values().map(|r| r.done(Err(error.clone()))));
+        peer.broken = Some(error.clone());
+        self.end_pulls(|p| p.link == link, &error);
+    }
+
+    fn end_pulls(&mut self, which: impl Fn(&Pull) -> bool, error: &Error) -> bool {
+        let (gone, kept): (VecDeque<Pull>, _) = std::mem::take(&mut self.pulls).into_iter().partition(which);
+        self.pulls = kept;
+        let any = !gone.is_empty();
+        self.ended.extend(gone.into_iter().map(|p| p.done(Err(error.clone()))));
+        any
+    }
+
+    /// Ends streams of every socket that `sends` and `receives` choose.
+    fn end_streams(
+        &mut self,
+        sends: impl Fn(&Conn) -> Vec<u64>,
+        receives: impl Fn(&Conn) -> Vec<u64>,
+        error: &Error,
+    ) -> bool {
+        let before = self.ended.len();
+        for slot in 0..self.sockets.len() {
+            let Some(Some(conn)) = self.sockets.get_mut(slot) else { continue };
+            let count = self.ended.len();
+            for tag in sends(conn) {
+                self.ended.extend(conn.outbound.end(tag, error.clone()));
+            }
+            for tag in receives(conn) {
+                if let Some((answer, done)) = conn.inbound.end(tag, error.clone()) {
+                    conn.outbound.answer(answer);
+                    self.ended.push(done);
+                }
+            }
+            if self.ended.len() > count {
+                self.activate(slot);
+            }
+        }
+        self.ended.len() > before
+    }
+
+    fn end_waiting(&mut self, which: impl Fn(&Receive) -> bool, error: &Error) -> bool {
+        let before = self.ended.len();
+        for peer in self.links.values_mut() {
+            let tags: Vec<u64> = peer.waiting.iter().filter(|(_, r)| which(r)).map(|(tag, _)| *tag).collect();
+            for tag in tags {
+                self.ended.extend(peer.waiting.remove(&tag).map(|r| r.done(Err(error.clone()))));
+            }
+        }
+        self.ended.len() > before
+    }
+
+    /// Gives the next socket its turn; returns the bytes moved.
+    fn turn_socket(&mut self, budget: u64) -> u64 {
+        let Some(slot) = self.active.pop_front() else { return 0 };
+        let Some(Some(conn)) = self.sockets.get_mut(slot) else { return 0 };
+        conn.queued = false;
+        let link = conn.link;
+        let Some(peer) = self.links.get_mut(&link) else { return 0 };
+        let mut cx = Context {
+            own: &self.regions,
+            io: &mut self.io,
+            waiting: &mut peer.waiting,
+            ended: &mut self.ended,
+        };
+        let result = conn.work(&mut cx, budget.min(TURN)).and_then(|n| conn.update(&self.poller).map(|()| n));
+        match result {
+            Ok(n) => {
+                if conn.active() {
+                    self.activate(slot);
+                }
+                n
+            }
+            Err(e) => {
+                self.break_link(link, e);
+                0
+            }
+        }
+    }
+
+    /// Gives the next pull its turn; returns what it cost.
+    fn turn_pull(&mut self, budget: u64) -> u64 {
+        let Some(mut pull) = self.pulls.pop_front() else { return 0 };
+        let Some(peer) = self.links.get(&pull.link) else {
+            let e = no_link(pull.link);
+            self.ended.push(pull.done(Err(e)));
+            return 0;
+        };
+        match pull.slice(&self.regions, &peer.remote, &mut self.io, budget.min(TURN)) {
+            Ok((cost, true)) => {
+                self.ended.push(pull.done(Ok(())));
+                cost
+            }
+            Ok((cost, false)) => {
+                self.pulls.push_back(pull);
+                cost
+            }
+            Err(e) => {
+                self.ended.push(pull.done(Err(e)));
+                0
+            }
+        }
+    }
+}
+
+impl Transport for Host {
+    fn name(&self) -> &'static str {
+        "host"
+    }
+
+    fn register(&mut self, region: u32, memory: &Memory) -> Result<()> {
+        self.regions.insert(region, memory)
+    }
+
+    fn deregister(&mut self, region: u32) -> Result<()> {
+        if !self.regions.contains(region) {
+            return Err(Error::new(Status::BadHandle, format!("region {region} is not registered")));
+        }
+        let error = Error::new(Status::BadHandle, format!("region {region} was deregistered"));
+        self.end_pulls(|p| p.regions.contains(&region), &error);
+        self.end_streams(|c| c.outbound.touching(region), |c| c.inbound.touching(region), &error);
+        self.end_waiting(|r| r.regions.contains(&region), &error);
+        self.regions.remove(region)
+    }
+
+    fn metadata(&self) -> Vec<u8> {
+        let region = |(index, m): (u32, &Memory)| Region {
+            index,
+            addr: m.addr() as u64,
+            len: m.len() as u64,
+            file: if self.options.shm { file(m) } else { None },
+        };
+        let (nonce, nonce_addr) = self.own.nonce();
+        let regions = self.regions.iter().map(region).collect();
+        Metadata { ways: self.options.ways(), identity: self.own.identity, nonce, nonce_addr, regions }.encode()
+    }
+
+    fn connect(&mut self, link: LinkId, remote: &[u8]) -> Result<Link> {
+        if self.links.contains_key(&link) {
+            return Err(Error::new(Status::Duplicate, format!("link {} exists", link.0)));
+        }
+        let meta = Metadata::decode(remote)?;
+        let peer = Peer::new(&meta, &self.own.identity, &self.options)?;
+        let report = peer.link.clone();
+        self.links.insert(link, peer);
+        Ok(report)
+    }
+
+    fn attach(&mut self, link: LinkId, socket: TcpStream) -> Result<()> {
+        let most = self.options.streams;
+        let peer = self.link(link)?;
+        peer.alive()?;
+        if !peer.link.stream {
+            let why = format!("link {}: {}", link.0, peer.link.rejected.join("; "));
+            return Err(Error::new(Status::TransportUnavailable, why));
+        }
+        if peer.sockets.len() >= most {
+            return Err(Error::new(Status::Limit, format!("link {}: {most} sockets are attached already", link.0)));
+        }
+        prepare(&socket, &self.options).map_err(|e| Error::new(Status::System, format!("data socket: {e}")))?;
+        let free = self.sockets.iter().position(Option::is_none).unwrap_or(self.sockets.len());
+        let key = self.keys.start.checked_add(free as u64).filter(|k| self.keys.contains(k));
+        let key = key.ok_or_else(|| {
+            let most = self.keys.end.saturating_sub(self.keys.start);
+            Error::new(Status::Limit, format!("link {}: all {most} data sockets of this agent are in use", link.0))
+        })?;
+        let conn = Conn::new(link, socket, key, u64::from(self.options.chunk_bytes), &self.poller)?;
+        match self.sockets.get_mut(free) {
+            Some(slot) => *slot = Some(conn),
+            None => self.sockets.push(Some(conn)),
+        }
+        self.link(link)?.sockets.push(free);
+        Ok(())
+    }
+
+    fn disconnect(&mut self, link: LinkId) {
+        self.break_link(link, Error::new(Status::PeerDead, format!("link {} was disconnected", link.0)));
+        self.links.remove(&link);
+    }
+
+    fn post(&mut self, job: Job) -> Result<()> {
+        let id = job.id;
+        if self.jobs.contains(&id) {
+            return Err(Error::new(Status::Duplicate, format!("job {} is running", id.0)));
+        }
+        let peer = self.links.get(&job.link).ok_or_else(|| no_link(job.link))?;
+        peer.alive()?;
+        match job.action {
+            Action::Pull if !peer.link.pull => {
+                let why = format!("link {} cannot pull: {}", job.link.0, peer.link.rejected.join("; "));
+                return Err(Error::new(Status::TransportUnavailable, why));
+            }
+            Action::Pull => {
+                let pull = Pull::new(job, &self.regions, &peer.remote)?;
+                self.pulls.push_back(pull);
+            }
+            Action::Push => {
+                let why = "the host transport never writes into a peer's memory: pull, or stream";
+                return Err(Error::new(Status::TransportUnavailable, why));
+            }
+            Action::Send { tag } => self.post_send(tag, job)?,
+            Action::Receive { tag } => self.post_receive(tag, job)?,
+        }
+        self.jobs.insert(id);
+        Ok(())
+    }
+
+    fn cancel(&mut self, job: JobId, reason: Status) -> Fence {
+        let error = Error::new(reason, format!("job {} was ended", job.0));
+        let _ = self.end_pulls(|p| p.id == job, &error)
+            || self.end_waiting(|r| r.id == job, &error)
+            || self.end_streams(
+                |c| c.outbound.find(job).into_iter().collect(),
+                |c| c.inbound.find(job).into_iter().collect(),
+                &error,
+            );
+        Fence::Quiescent
+    }
+
+    fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {
+        for r in ready {
+            let Some(slot) = r.key.checked_sub(self.keys.start).filter(|_| self.keys.contains(&r.key)) else { continue };
+            let slot = slot as usize;
+            if let Some(Some(conn)) = self.sockets.get_mut(slot) {
+                conn.ready(r.read, r.write);
+                self.activate(slot);
+            }
+        }
+        let mut left = budget.max(1);
+        while left > 0 && (!self.active.is_empty() || !self.pulls.is_empty()) {
+            let cost = self.turn_socket(left) + self.turn_pull(left);
+            // A turn that moved nothing costs a little too, so that this loop always ends.
+            left = left.saturating_sub(cost.max(64));
+        }
+        for d in &self.ended {
+            self.jobs.remove(&d.id);
+        }
+        done.append(&mut self.ended);
+        !self.active.is_empty() || !self.pulls.is_empty()
+    }
+}
+
+fn prepare(socket: &TcpStream, options: &HostOptions) -> std::io::Result<()> {
+    socket.set_nonblocking(true)?;
+    socket.set_nodelay(true)?;
+    if let Some(n) = options.send_buffer {
+        rustix::net::sockopt::set_socket_send_buffer_size(socket, n)?;
+    }
+    if let Some(n) = options.receive_buffer {
+        rustix::net::sockopt::set_socket_recv_buffer_size(socket, n)?;
+    }
+    Ok(())
+}
+
+/// How a peer can open the file behind our memory.
+fn file(memory: &Memory) -> Option<File> {
+    use std::os::fd::AsRawFd;
+    let fd = memory.backing()?.fd();
+    let stat = rustix::fs::fstat(fd).ok()?;
+    Some(File { fd: fd.as_raw_fd(), device: stat.st_dev, inode: stat.st_ino })
+}
+
+fn no_link(link: LinkId) -> Error {
+    Error::new(Status::BadHandle, format!("there is no link {}", link.0))
+}
+
+fn no_socket(link: LinkId) -> Error {
+    Error::new(Status::WrongState, format!("link {} has no data socket", link.0))
+}
+
+fn duplicate_tag(tag: u64, link: LinkId) -> Error {
+    Error::new(Status::Duplicate, format!("tag {tag} is in use on link {}", link.0))
+}

@@ -1,0 +1,119 @@
+//! A data socket: both halves, and what the poller should wait for.
+
+use super::chunk::Chunk;
+use super::inbound::{Inbound, Receive};
+use super::local::Regions;
+use super::outbound::Outbound;
+use super::scratch::Scratch;
+use crate::error::{Error, Result};
+use crate::transport::{Done, Interest, LinkId, Poller};
+use std::collections::BTreeMap;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+
+/// What work on a socket needs from its owner.
+pub(super) struct Context<'a> {
+    pub own: &'a Regions,
+    pub io: &'a mut Scratch,
+    /// Receives of the link whose stream was not announced yet, by tag.
+    pub waiting: &'a mut BTreeMap<u64, Receive>,
+    pub ended: &'a mut Vec<Done>,
+}
+
+/// A socket of a link. Closed when dropped.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub link: LinkId,
+    pub inbound: Inbound,
+    pub outbound: Outbound,
+    /// It is in the list of sockets to work on.
+    pub queued: bool,
+    socket: TcpStream,
+    key: u64,
+    readable: bool,
+    writable: bool,
+    interest: Interest,
+}
+
+impl Conn {
+    pub fn new(link: LinkId, socket: TcpStream, key: u64, chunk: u64, poller: &Poller) -> Result<Conn> {
+        let interest = Interest { read: true, write: false };
+        poller.add(&socket, key, interest)?;
+        Ok(Conn {
+            link,
+            inbound: Inbound::default(),
+            outbound: Outbound::new(chunk),
+            queued: false,
+            socket,
+            key,
+            readable: false,
+            writable: true,
+            interest,
+        })
+    }
+
+    /// The poller's news.
+    pub fn ready(&mut self, read: bool, write: bool) {
+        self.readable |= read;
+        self.writable |= write;
+    }
+
+    /// It would go on at once.
+    pub fn active(&self) -> bool {
+        self.readable || (self.writable && self.outbound.pending())
+    }
+
+    /// Gives an announced stream its job.
+    pub fn bind(&mut self, tag: u64, job: Receive, ended: &mut Vec<Done>) {
+        let (answer, done) = self.inbound.bind(tag, job);
+        self.outbound.answer(answer);
+        ended.extend(done);
+    }
+
+    /// Reads, then writes, for about `budget` bytes each; returns how many.
+    pub fn work(&mut self, cx: &mut Context<'_>, budget: u64) -> Result<u64> {
+        let mut bytes = 0;
+        while self.readable && bytes < budget {
+            let step = self.inbound.work(self.socket.as_fd(), cx.own, cx.io, cx.ended)?;
+            bytes += step.bytes;
+            self.readable = !step.drained;
+            match step.chunk {
+                Some(Chunk::Open { tag, .. }) => {
+                    if let Some(job) = cx.waiting.remove(&tag) {
+                        self.bind(tag, job, cx.ended);
+                    }
+                }
+                Some(Chunk::Accept { tag }) => self.outbound.accepted(tag)?,
+                Some(Chunk::Cancel { tag, status }) => {
+                    let e = Error::new(status, format!("the receiver ended stream {tag}"));
+                    cx.ended.extend(self.outbound.end(tag, e));
+                }
+                _ => {}
+            }
+        }
+        if self.writable && self.outbound.pending() {
+            let step = self.outbound.work(self.socket.as_fd(), cx.own, cx.io, budget, cx.ended)?;
+            bytes += step.bytes;
+            self.writable = !step.blocked;
+        }
+        Ok(bytes)
+    }
+
+    /// Waits for room to write exactly while there is something to write and no room.
+    pub fn update(&mut self, poller: &Poller) -> Result<()> {
+        let pending = self.outbound.pending();
+        let write = if self.writable { self.interest.write && pending } else { pending };
+        if write != self.interest.write {
+            self.interest.write = write;
+            poller.modify(&self.socket, self.key, self.interest)?;
+        }
+        Ok(())
+    }
+
+    /// Ends everything on it and closes it.
+    pub fn close(mut self, poller: &Poller, error: &Error, ended: &mut Vec<Done>) {
+        self.inbound.drain(error, ended);
+        self.outbound.drain(error, ended);
+        poller.remove(&self.socket);
+    }
+}

@@ -1,0 +1,58 @@
+//! Options of the host transport.
+
+use super::metadata::way;
+use crate::error::{Error, Result, Status};
+
+/// What a [`Host`](super::Host) may do and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostOptions {
+    /// Memory of peers on this host may be mapped, and they may map ours.
+    pub shm: bool,
+    /// Memory of peers on this host may be read across processes, and they may read ours.
+    pub cma: bool,
+    /// Streams over sockets.
+    pub tcp: bool,
+    /// Payload of one chunk: streams that share a socket take turns after so many bytes. 4 KiB to 64 MiB.
+    pub chunk_bytes: u32,
+    /// Sockets that one link may have. A stream keeps to one of them.
+    pub streams: usize,
+    /// `SO_SNDBUF`; `None` lets the kernel choose and adapt.
+    pub send_buffer: Option<usize>,
+    /// `SO_RCVBUF`; `None` lets the kernel choose and adapt.
+    pub receive_buffer: Option<usize>,
+}
+
+impl Default for HostOptions {
+    fn default() -> HostOptions {
+        HostOptions {
+            shm: true,
+            cma: true,
+            tcp: true,
+            chunk_bytes: 1 << 20,
+            streams: 4,
+            send_buffer: None,
+            receive_buffer: None,
+        }
+    }
+}
+
+impl HostOptions {
+    pub(super) fn ways(&self) -> u16 {
+        let bit = |on: bool, bit: u16| if on { bit } else { 0 };
+        bit(self.shm, way::SHM) | bit(self.cma, way::CMA) | bit(self.tcp, way::TCP)
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let refuse = |what: String| Err(Error::new(Status::InvalidArgument, format!("host options: {what}")));
+        if self.ways() == 0 {
+            return refuse("shm, cma and tcp are all switched off".into());
+        }
+        if !(4 << 10..=64 << 20).contains(&self.chunk_bytes) {
+            return refuse(format!("chunk_bytes is {}, 4096 to 67108864 are allowed", self.chunk_bytes));
+        }
+        if self.streams == 0 {
+            return refuse("streams is 0, at least 1 is needed".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,375 @@
+//! The sending half of a data socket: streams take turns, a chunk each.
+
+use super::chunk::Chunk;
+use super::local::{self, Cursor, Regions, Resolver, Side};
+use super::scratch::Scratch;
+use super::sys::{self, PIECES, Source, Target};
+use crate::error::{Error, Result, Status};
+use crate::layout::Span;
+use crate::transport::{Done, Job, JobId};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::BorrowedFd;
+
+/// Streams of one socket that wait for the receiver's Accept at a time. More wait here, unannounced.
+pub(super) const UNACCEPTED: usize = 1024;
+
+/// Announcements and answers that travel in one write.
+const BATCH: usize = 64;
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not announced yet.
+    Queued,
+    /// Announced.
+    Opened,
+    /// Accepted.
+    Sending,
+}
+
+/// A stream that we send.
+#[derive(Debug)]
+pub(super) struct Send {
+    id: JobId,
+    /// Our regions that it reads.
+    regions: Vec<u32>,
+    spans: Vec<Span>,
+    staged: bool,
+    total: u64,
+    digest: u64,
+    cursor: Cursor,
+    offset: u64,
+    phase: Phase,
+}
+
+impl Send {
+    pub fn new(job: Job, own: &Regions) -> Result<Send> {
+        let regions = own.check(&job.spans, Side::Source)?;
+        let (total, digest) = (local::total(&job.spans)?, local::digest(&job.spans));
+        let Job { id, spans, staged, .. } = job;
+        let (cursor, offset, phase) = (Cursor::default(), 0, Phase::Queued);
+        Ok(Send { id, regions, spans, staged, total, digest, cursor, offset, phase })
+    }
+
+    fn done(self, result: Result<()>) -> Done {
+        Done { id: self.id, result, bytes: self.offset, spans: self.spans }
+    }
+}
+
+/// Where a chunk's payload comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Payload {
+    /// The spans of its stream.
+    Spans,
+    /// Our packing buffer.
+    Packed,
+    /// The stream was ended; its chunk is filled up, for its length was announced.
+    Zeros,
+}
+
+/// What is being written: headers, a chunk's payload, and perhaps the End of its stream.
+#[derive(Debug)]
+struct Frame {
+    head: Vec<u8>,
+    sent: usize,
+    tag: Option<u64>,
+    payload: Payload,
+    length: u64,
+    left: u64,
+    tail: Vec<u8>,
+    tail_sent: usize,
+}
+
+impl Frame {
+    fn written(&self) -> bool {
+        self.sent == self.head.len() && self.left == 0 && self.tail_sent == self.tail.len()
+    }
+}
+
+/// What a piece of work came to.
+#[derive(Debug, Default)]
+pub(super) struct Step {
+    pub bytes: u64,
+    /// The socket would block.
+    pub blocked: bool,
+}
+
+/// All that is to be sent on one socket.
+#[derive(Debug)]
+pub(super) struct Outbound {
+    chunk: u64,
+    control: VecDeque<Chunk>,
+    sends: BTreeMap<u64, Send>,
+    queued: VecDeque<u64>,
+    opened: usize,
+    turns: VecDeque<u64>,
+    frame: Frame,
+    packed: Vec<u8>,
+}
+
+impl Outbound {
+    pub fn new(chunk: u64) -> Outbound {
+        let frame = Frame {
+            head: Vec::new(),
+            sent: 0,
+            tag: None,
+            payload: Payload::Spans,
+            length: 0,
+            left: 0,
+            tail: Vec::new(),
+            tail_sent: 0,
+        };
+        Outbound {
+            chunk,
+            control: VecDeque::new(),
+            sends: BTreeMap::new(),
+            queued: VecDeque::new(),
+            opened: 0,
+            turns: VecDeque::new(),
+            frame,
+            packed: Vec::new(),
+        }
+    }
+
+    pub fn contains(&self, tag: u64) -> bool {
+        self.sends.contains_key(&tag)
+    }
+
+    /// Bytes not yet sent.
+    pub fn backlog(&self) -> u64 {
+        self.sends.values().fold(0, |sum, s| sum.saturating_add(s.total - s.offset))
+    }
+
+    /// Something can be written at once, if the socket lets us.
+    pub fn pending(&self) -> bool {
+        !self.frame.written()
+            || !self.control.is_empty()
+            || !self.turns.is_empty()
+            || (!self.queued.is_empty() && self.opened < UNACCEPTED)
+    }
+
+    pub fn post(&mut self, tag: u64, send: Send) {
+        self.queued.push_back(tag);
+        self.sends.insert(tag, send);
+    }
+
+    /// Queues an answer to the sender on the other side.
+    pub fn answer(&mut self, chunk: Chunk) {
+        self.control.push_back(chunk);
+    }
+
+    /// The receiver wants this stream. Unknown tags were ended in the meantime.
+    pub fn accepted(&mut self, tag: u64) -> Result<()> {
+        let Some(s) = self.sends.get_mut(&tag) else { return Ok(()) };
+        if s.phase != Phase::Opened {
+            return Err(Error::new(Status::Protocol, format!("stream {tag} was accepted in phase {:?}", s.phase)));
+        }
+        s.phase = Phase::Sending;
+        self.opened -= 1;
+        self.turns.push_back(tag);
+        Ok(())
+    }
+
+    /// Finds a stream by its job.
+    pub fn find(&self, id: JobId) -> Option<u64> {
+        self.sends.iter().find(|(_, s)| s.id == id).map(|(tag, _)| *tag)
+    }
+
+    /// Streams that read this region.
+    pub fn touching(&self, region: u32) -> Vec<u64> {
+        self.sends.iter().filter(|(_, s)| s.regions.contains(&region)).map(|(tag, _)| *tag).collect()
+    }
+
+    /// Ends a stream: from here on its memory is not read. The receiver is told.
+    pub fn end(&mut self, tag: u64, error: Error) -> Option<Done> {
+        let send = self.sends.remove(&tag)?;
+        let end = Chunk::End { tag, status: error.status() };
+        self.turns.retain(|t| *t != tag);
+        match send.phase {
+            Phase::Queued => self.queued.retain(|t| *t != tag),
+            Phase::Opened => self.opened -= 1,
+            Phase::Sending => {}
+        }
+        if self.frame.tag == Some(tag) && !self.frame.written() {
+            if self.frame.payload == Payload::Spans {
+                self.frame.payload = Payload::Zeros;
+            }
+            if self.frame.tail_sent == 0 {
+                self.frame.tail.clear();
+                self.frame.tail.extend(end.encode());
+            }
+            self.frame.tag = None;
+        } else if send.phase != Phase::Queued {
+            self.control.push_back(end);
+        }
+        Some(send.done(Err(error)))
+    }
+
+    /// Ends all streams without a word: the socket is gone.
+    pub fn drain(&mut self, error: &Error, ended: &mut Vec<Done>) {
+        let all = std::mem::take(&mut self.sends);
+        ended.extend(all.into_values().map(|s| s.done(Err(error.clone()))));
+        self.queued.clear();
+        self.turns.clear();
+    }
+
+    /// Writes for about `budget` bytes.
+    pub fn work(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        own: &Regions,
+        io: &mut Scratch,
+        budget: u64,
+        ended: &mut Vec<Done>,
+    ) -> Result<Step> {
+        let mut step = Step::default();
+        while step.bytes < budget && self.pending() {
+            if self.frame.written() {
+                self.next_frame(own)?;
+            }
+            let wanted = self.gather(own, &mut io.sources, budget - step.bytes)?;
+            let more = wanted < self.unwritten();
+            match sys::send(socket, &io.sources, more) {
+                Ok(n) => {
+                    step.bytes += n as u64;
+                    self.wrote(n, ended);
+                    if (n as u64) < wanted {
+                        step.blocked = true;
+                        break;
+                    }
+                }
+                Err(Errno::AGAIN) => {
+                    step.blocked = true;
+                    break;
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(Error::new(Status::PeerDead, format!("data socket: sending: {e}"))),
+            }
+        }
+        Ok(step)
+    }
+
+    fn unwritten(&self) -> u64 {
+        let f = &self.frame;
+        (f.head.len() - f.sent + f.tail.len() - f.tail_sent) as u64 + f.left
+    }
+
+    /// Composes what is written next: answers, announcements, and a chunk of the stream whose turn it is.
+    fn next_frame(&mut self, own: &Regions) -> Result<()> {
+        let f = &mut self.frame;
+        f.head.clear();
+        f.tail.clear();
+        (f.sent, f.tail_sent, f.tag, f.left, f.length, f.payload) = (0, 0, None, 0, 0, Payload::Spans);
+        for _ in 0..BATCH {
+            let Some(chunk) = self.control.pop_front() else { break };
+            f.head.extend(chunk.encode());
+        }
+        while self.opened < UNACCEPTED && f.head.len() < BATCH * super::chunk::HEADER {
+            let Some(tag) = self.queued.pop_front() else { break };
+            let Some(s) = self.sends.get_mut(&tag) else { continue };
+            s.phase = Phase::Opened;
+            self.opened += 1;
+            f.head.extend(Chunk::Open { tag, total: s.total, digest: s.digest }.encode());
+        }
+        let Some(tag) = self.turns.pop_front() else { return Ok(()) };
+        let Some(s) = self.sends.get(&tag) else { return Ok(()) };
+        let length = (s.total - s.offset).min(self.chunk);
+        (f.tag, f.length, f.left) = (Some(tag), length, length);
+        if length > 0 {
+            f.head.extend(Chunk::Data { tag, offset: s.offset, length: length as u32 }.encode());
+        }
+        if s.offset + length == s.total {
+            f.tail.extend(Chunk::End { tag, status: Status::Ok }.encode());
+        }
+        if s.staged && length > 0 {
+            pack(s, own, length, &mut self.packed)?;
+            f.payload = Payload::Packed;
+        }
+        Ok(())
+    }
+
+    /// Lists what is left of the frame; returns how many bytes that is.
+    fn gather(&self, own: &Regions, list: &mut Vec<Source>, budget: u64) -> Result<u64> {
+        let f = &self.frame;
+        list.clear();
+        let head = f.head.get(f.sent..).unwrap_or(&[]);
+        if !head.is_empty() {
+            list.push(Source::of(head));
+        }
+        let mut bytes = head.len() as u64;
+        // Short writes cost more than a budget that is a little late.
+        let want = f.left.min(budget.max(64 << 10));
+        let got = match f.payload {
+            Payload::Spans if want > 0 => match f.tag.and_then(|tag| self.sends.get(&tag)) {
+                Some(s) => s.cursor.gather(&s.spans, own, want, PIECES - 1, list)?,
+                None => return Err(Error::new(Status::Internal, "a chunk without its stream")),
+            },
+            Payload::Spans => 0,
+            Payload::Packed => {
+                let from = (f.length - f.left) as usize;
+                let slice = self.packed.get(from..from + want as usize).unwrap_or(&[]);
+                list.push(Source::of(slice));
+                slice.len() as u64
+            }
+            Payload::Zeros => {
+                let slice = ZEROS.get(..want as usize).unwrap_or(&ZEROS);
+                list.push(Source::of(slice));
+                slice.len() as u64
+            }
+        };
+        bytes += got;
+        if got == f.left {
+            let tail = f.tail.get(f.tail_sent..).unwrap_or(&[]);
+            if !tail.is_empty() {
+                list.push(Source::of(tail));
+            }
+            bytes += tail.len() as u64;
+        }
+        Ok(bytes)
+    }
+
+    fn wrote(&mut self, n: usize, ended: &mut Vec<Done>) {
+        let f = &mut self.frame;
+        let head = n.min(f.head.len() - f.sent);
+        f.sent += head;
+        let body = (n - head).min(f.left as usize);
+        f.left -= body as u64;
+        f.tail_sent += n - head - body;
+        let stream = f.tag.and_then(|tag| self.sends.get_mut(&tag).map(|s| (tag, s)));
+        let Some((tag, s)) = stream else { return };
+        s.offset += body as u64;
+        if f.payload == Payload::Spans {
+            s.cursor.advance(&s.spans, body as u64);
+        }
+        if !f.written() {
+            return;
+        }
+        if f.tail.is_empty() {
+            self.turns.push_back(tag);
+        } else {
+            ended.extend(self.sends.remove(&tag).map(|s| s.done(Ok(()))));
+        }
+        self.frame.tag = None;
+    }
+}
+
+fn pack(s: &Send, own: &Regions, length: u64, packed: &mut Vec<u8>) -> Result<()> {
+    if packed.len() < length as usize {
+        packed.resize(length as usize, 0);
+    }
+    let mut resolver = Resolver::new(own);
+    let (mut at, mut within) = (0u64, s.cursor.within);
+    for span in s.spans.get(s.cursor.span..).unwrap_or(&[]) {
+        let len = (span.len - within).min(length - at);
+        let room = packed.get_mut(at as usize..(at + len) as usize).unwrap_or(&mut []);
+        sys::copy(Target::of(room), resolver.piece(span, within, len)?);
+        at += len;
+        within = 0;
+        if at == length {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! Pull jobs: copies out of a peer's memory, in slices.
+
+use super::local::{self, Cursor, Regions, Resolver, Side};
+use super::remote::{Reach, Remote};
+use super::scratch::{COVER_BYTES, Scratch};
+use super::sys::{self, Join, PIECES, Target};
+use crate::error::{Error, Result, Status};
+use crate::layout::{STAGE_RUN_BYTES, Span};
+use crate::transport::{Done, Job, JobId, LinkId};
+
+/// What a span costs in a budget of bytes besides its length.
+const SPAN_COST: u64 = 128;
+
+/// Staged reads bridge gaps up to this: copying so many bytes for nothing costs less than another remote piece. Measured
+/// by `benches/staging.rs`.
+pub const STAGE_GAP_BYTES: u64 = 1024;
+
+/// A running pull.
+#[derive(Debug)]
+pub(super) struct Pull {
+    pub id: JobId,
+    pub link: LinkId,
+    /// Our regions that it writes.
+    pub regions: Vec<u32>,
+    spans: Vec<Span>,
+    cursor: Cursor,
+    moved: u64,
+    staged: bool,
+}
+
+impl Pull {
+    pub fn new(job: Job, own: &Regions, remote: &Remote) -> Result<Pull> {
+        let regions = own.check(&job.spans, Side::Destination)?;
+        local::check(&job.spans, Side::Source, "the peer's", |r| remote.len(r))?;
+        local::total(&job.spans)?;
+        let Job { id, link, spans, staged, .. } = job;
+        Ok(Pull { id, link, regions, spans, cursor: Cursor::default(), moved: 0, staged })
+    }
+
+    /// Ends it.
+    pub fn done(self, result: Result<()>) -> Done {
+        Done { id: self.id, result, bytes: self.moved, spans: self.spans }
+    }
+
+    /// Copies for about `budget` bytes; returns what it cost, and whether that was the end.
+    pub fn slice(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<(u64, bool)> {
+        let mut cost = self.skip_empty();
+        while cost < budget && self.cursor.span < self.spans.len() {
+            let before = self.cursor.span;
+            let bytes = self.step(own, remote, io, budget - cost)?;
+            self.moved += bytes;
+            cost += bytes + SPAN_COST * (self.cursor.span - before + 1) as u64 + self.skip_empty();
+        }
+        Ok((cost, self.cursor.span >= self.spans.len()))
+    }
+
+    /// One system call, or copies out of a mapping.
+    fn step(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<u64> {
+        let Some(s) = self.spans.get(self.cursor.span) else { return Ok(0) };
+        match remote.reach(s.src_region, s.src_offset, s.len)? {
+            Reach::Mapped(_) => self.mapped(own, remote, budget),
+            Reach::Foreign(_) if self.staged && self.cursor.within == 0 && s.len < STAGE_RUN_BYTES => {
+                self.covered(own, remote, io, budget)
+            }
+            Reach::Foreign(_) => self.direct(own, remote, io, budget),
+        }
+    }
+
+    fn skip_empty(&mut self) -> u64 {
+        let from = self.cursor.span;
+        while self.spans.get(self.cursor.span).is_some_and(|s| s.len == 0) {
+            self.cursor.span += 1;
+        }
+        (self.cursor.span - from) as u64
+    }
+
+    fn mapped(&mut self, own: &Regions, remote: &Remote, budget: u64) -> Result<u64> {
+        let mut resolver = Resolver::new(own);
+        let (mut bytes, mut cost) = (0, 0);
+        while let Some(s) = self.spans.get(self.cursor.span) {
+            if cost >= budget {
+                break;
+            }
+            let within = self.cursor.within;
+            let len = (s.len - within).min(budget - cost);
+            match remote.reach(s.src_region, s.src_offset + within, len)? {
+                Reach::Mapped(source) => sys::copy(resolver.piece(s, within, len)?, source),
+                Reach::Foreign(_) => break,
+            }
+            bytes += len;
+            cost += len + SPAN_COST;
+            if within + len == s.len {
+                self.cursor = Cursor { span: self.cursor.span + 1, within: 0 };
+            } else {
+                self.cursor.within += len;
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn direct(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<u64> {
+        let mut resolver = Resolver::new(own);
+        let Scratch { targets, foreign, nonce, .. } = io;
+        targets.clear();
+        foreign.clear();
+        let (mut bytes, mut cost, mut within) = (0, 0, self.cursor.within);
+        for s in self.spans.get(self.cursor.span..).unwrap_or(&[]) {
+            if cost >= budget || targets.len() >= PIECES - 1 || foreign.len() >= PIECES - 1 {
+                break;
+            }
+            // A span is cut only where it is the first: all others are whole, so that large copies stay aligned.
+            let len = if cost == 0 { (s.len - within).min(budget) } else { s.len - within };
+            if cost > 0 && cost + len > budget {
+                break;
+            }
+            match remote.reach(s.src_region, s.src_offset + within, len)? {
+                Reach::Foreign(piece) => sys::push(foreign, piece),
+                Reach::Mapped(_) => break,
+            }
+            sys::push(targets, resolver.piece(s, within, len)?);
+            bytes += len;
+            cost += len + SPAN_COST;
+            within = 0;
+        }
+        debug_assert_eq!(bytes, targets.iter().map(|t| t.len() as u64).sum::<u64>());
+        let bytes = remote.read(targets, foreign, nonce)?;
+        self.cursor.advance(&self.spans, bytes);
+        Ok(bytes)
+    }
+
+    /// Reads ranges that cover many short spans into a buffer, then unpacks them.
+    fn covered(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<u64> {
+        let Scratch { targets, foreign, nonce, places, .. } = io;
+        targets.clear();
+        foreign.clear();
+        places.clear();
+        let mut cover: Option<Cover> = None;
+        let (mut filled, mut cost) = (0u64, 0u64);
+        for s in self.spans.get(self.cursor.span..).unwrap_or(&[]) {
+            if s.len >= STAGE_RUN_BYTES || cost >= budget {
+                break;
+            }
+            let gap = cover.as_ref().and_then(|c| c.gap(s));
+            let (begin, grow) = match gap {
+                Some(gap) => (s.src_offset - gap, s.len + gap),
+                None => (s.src_offset, s.len),
+            };
+            if filled + grow > COVER_BYTES as u64 || (gap.is_none() && foreign.len() >= PIECES - 1) {
+                break;
+            }
+            match remote.reach(s.src_region, begin, grow)? {
+                Reach::Foreign(piece) => sys::push(foreign, piece),
+                Reach::Mapped(_) => break,
+            }
+            filled += grow;
+            places.push(filled - s.len);
+            cover = Some(Cover { region: s.src_region, end: s.src_offset + s.len });
+            cost += grow + SPAN_COST / 4;
+        }
+        let buffer = io.buffer.bytes(COVER_BYTES);
+        let whole = Target::of(buffer).first(filled as usize);
+        targets.extend(whole);
+        let got = remote.read(targets, foreign, nonce)?;
+        if got < filled {
+            // The covered ranges lie between spans of one region: a part that cannot be read is the peer's doing.
+            let what = format!("{got} of {filled} bytes of the peer's memory can be read");
+            return Err(Error::new(Status::Incarnation, what));
+        }
+        self.unpack(own, io)
+    }
+
+    fn unpack(&mut self, own: &Regions, io: &mut Scratch) -> Result<u64> {
+        let mut resolver = Resolver::new(own);
+        let buffer = io.buffer.bytes(COVER_BYTES);
+        let mut bytes = 0;
+        for (s, at) in self.spans.get(self.cursor.span..).unwrap_or(&[]).iter().zip(&io.places) {
+            let packed = buffer.get(*at as usize..(*at + s.len) as usize);
+            let packed = packed.ok_or_else(|| Error::new(Status::Internal, "a packed span outside its buffer"))?;
+            sys::copy(resolver.piece(s, 0, s.len)?, sys::Source::of(packed));
+            bytes += s.len;
+        }
+        self.cursor = Cursor { span: self.cursor.span + io.places.len(), within: 0 };
+        Ok(bytes)
+    }
+}
+
+/// The range that is being read for several spans.
+struct Cover {
+    region: u32,
+    end: u64,
+}
+
+impl Cover {
+    /// How many bytes lie between this range and a span that follows closely.
+    fn gap(&self, s: &Span) -> Option<u64> {
+        let gap = s.src_offset.checked_sub(self.end)?;
+        (s.src_region == self.region && gap <= STAGE_GAP_BYTES).then_some(gap)
+    }
+}
