@@ -178,12 +178,18 @@ impl Agent {
 
     /// The agent's state is usable: not poisoned, and this is the process that made it.
     pub fn check(&self) -> Result<()> {
+        self.check_process()?;
+        self.shared.alive()
+    }
+
+    /// This is the process that made it: an agent does not survive a fork.
+    pub fn check_process(&self) -> Result<()> {
         if std::process::id() != self.process {
             let (made, here) = (self.process, std::process::id());
             let text = format!("the agent was made by process {made}, this is its fork {here}");
             return Err(Error::new(Status::WrongState, text));
         }
-        self.shared.alive()
+        Ok(())
     }
 }
 
