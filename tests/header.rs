@@ -5,7 +5,11 @@ use std::path::Path;
 fn generate() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
-    let bindings = cbindgen::Builder::new().with_crate(root).with_config(config).generate().unwrap();
+    let mut builder = cbindgen::Builder::new().with_config(config);
+    for file in ["version", "guard", "types", "handle", "layout", "form", "plan", "memory", "config", "agent", "peer", "request", "event"] {
+        builder = builder.with_src(root.join(format!("src/ffi/{file}.rs")));
+    }
+    let bindings = builder.generate().unwrap();
     let mut out = Vec::new();
     bindings.write(&mut out);
     String::from_utf8(out).unwrap()
