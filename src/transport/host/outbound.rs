@@ -340,9 +340,7 @@ impl Outbound {
         let stream = f.tag.and_then(|tag| self.sends.get_mut(&tag).map(|s| (tag, s)));
         let Some((tag, s)) = stream else { return };
         s.offset += body as u64;
-        if f.payload == Payload::Spans {
-            s.cursor.advance(&s.spans, body as u64);
-        }
+        s.cursor.advance(&s.spans, body as u64);
         if !f.written() {
             return;
         }
