@@ -13,7 +13,8 @@ use std::time::Duration;
 const SIZE: usize = 24 << 20;
 
 /// Span counts and longest spans of random jobs.
-const SHAPES: [(usize, u64); 7] = [(0, 1), (1, 1), (1, 1 << 20), (100_000, 200), (20_000, 1500), (1000, 40_000), (30, 1 << 20)];
+const SHAPES: [(usize, u64); 7] =
+    [(0, 1), (1, 1), (1, 1 << 20), (100_000, 200), (20_000, 1500), (1000, 40_000), (30, 1 << 20)];
 
 #[test]
 fn every_byte_of_every_way() {
@@ -36,6 +37,45 @@ fn every_byte_of_every_way() {
             }
         }
         assert!(pair.source.block.bytes() == pattern(1, SIZE), "the source changed");
+    }
+}
+
+/// Runs that ascend in the source with small gaps, as when heads are cut out of blocks, and land anywhere.
+#[test]
+fn short_runs_that_lie_close_together() {
+    for way in WAYS {
+        let mut pair = Pair::new(way, SIZE);
+        let mut model = pair.sink.block.bytes().to_vec();
+        for (seed, longest, gap) in [(1, 40, 1), (2, 300, 200), (3, 300, 1), (4, 900, 1500), (5, 5000, 100)] {
+            let mut rng = Rng(seed);
+            let mut list = Vec::new();
+            let (mut from, mut to) = (rng.below(100), rng.below(100));
+            for _ in 0..60_000 {
+                let len = rng.below(longest);
+                if from + len > SIZE as u64 || to + len > SIZE as u64 {
+                    break;
+                }
+                list.push(Span { src_offset: from, dst_offset: to, len, src_region: REGION, dst_region: REGION });
+                from += len + rng.below(gap);
+                to += len + rng.below(3);
+            }
+            // Destinations change places, so that unpacking has to look each one up.
+            for i in (2..list.len()).step_by(3) {
+                if list[i].len == list[i - 1].len {
+                    let (a, b) = (list[i].dst_offset, list[i - 1].dst_offset);
+                    (list[i].dst_offset, list[i - 1].dst_offset) = (b, a);
+                }
+            }
+            // The last bytes of the region: a cover must not go beyond them.
+            if let Some(last) = list.last_mut() {
+                last.len = 1;
+                last.src_offset = SIZE as u64 - 1;
+            }
+            apply(&list, pair.source.block.bytes(), &mut model);
+            let id = pair.post(list, true).unwrap();
+            pair.finish(id).result.unwrap();
+            assert!(pair.sink.block.bytes() == model, "{way:?} runs below {longest}, gaps below {gap}");
+        }
     }
 }
 
@@ -248,7 +288,10 @@ fn disconnecting_ends_everything() {
             let e = pair.source.host.post(job(77, Action::Send { tag: 77 }, list, false)).unwrap_err();
             assert_eq!(e.status(), Status::PeerDead);
         }
-        assert_eq!(pair.post(vec![], false).unwrap_err().status(), if way == Way::Tcp { Status::PeerDead } else { Status::BadHandle });
+        assert_eq!(
+            pair.post(vec![], false).unwrap_err().status(),
+            if way == Way::Tcp { Status::PeerDead } else { Status::BadHandle }
+        );
     }
 }
 
@@ -368,7 +411,8 @@ fn options_say_why_a_way_is_not_taken() {
         link.rejected,
         ["host/shm: switched off by our options", "host/cma: switched off by the peer's options"]
     );
-    let mut deaf = Node::new(HostOptions { shm: false, tcp: false, ..HostOptions::default() }, Block::new(false, 2, 64));
+    let mut deaf =
+        Node::new(HostOptions { shm: false, tcp: false, ..HostOptions::default() }, Block::new(false, 2, 64));
     let e = deaf.host.connect(LINK, &source.host.metadata()).unwrap_err();
     assert_eq!(e.status(), Status::TransportUnavailable);
     assert!(e.message().contains("host/tcp: switched off by our options"), "{e}");

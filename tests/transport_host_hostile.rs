@@ -165,7 +165,10 @@ fn a_cancelled_stream_may_not_send_more_than_it_announced() {
     v.socket.write_all(&header(3, 1, 10_000, 1, 0)).unwrap();
     within("the refusal", || {
         v.node.round(std::time::Duration::from_millis(1), 1 << 20);
-        v.node.host.post(job(50, Action::Receive { tag: 50 }, vec![], false)).is_err_and(|e| e.status() == Status::Protocol)
+        v.node
+            .host
+            .post(job(50, Action::Receive { tag: 50 }, vec![], false))
+            .is_err_and(|e| e.status() == Status::Protocol)
     });
     assert!(v.node.block.bytes() == frozen);
 }

@@ -41,7 +41,7 @@ impl Conn {
         poller.add(&socket, key, interest)?;
         Ok(Conn {
             link,
-            inbound: Inbound::default(),
+            inbound: Inbound::new(),
             outbound: Outbound::new(chunk),
             queued: false,
             socket,

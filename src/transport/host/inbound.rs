@@ -3,7 +3,7 @@
 use super::chunk::{Chunk, HEADER};
 use super::local::{self, Cursor, Regions, Resolver, Side};
 use super::outbound::UNACCEPTED;
-use super::scratch::{PACKED_BYTES, Scratch};
+use super::scratch::{Ask, PACKED_BYTES, Scratch};
 use super::sys::{self, PIECES, Source, Target};
 use crate::error::{Error, Result, Status};
 use crate::layout::Span;
@@ -31,6 +31,7 @@ impl Receive {
         let regions = own.check(&job.spans, Side::Destination)?;
         let (total, digest) = (local::total(&job.spans)?, local::digest(&job.spans));
         let Job { id, spans, staged, .. } = job;
+        let staged = staged && local::packing_pays(&spans, total);
         Ok(Receive { id, regions, spans, staged, total, digest, cursor: Cursor::default(), got: 0 })
     }
 
@@ -58,10 +59,15 @@ impl Receive {
 #[derive(Debug)]
 enum Incoming {
     /// Announced, but no job yet.
-    Pending { total: u64, digest: u64 },
+    Pending {
+        total: u64,
+        digest: u64,
+    },
     Active(Receive),
     /// Ended here; the sender has not heard of it yet. So many bytes may still come.
-    Draining { left: u64 },
+    Draining {
+        left: u64,
+    },
 }
 
 /// What a step of reading came to.
@@ -75,7 +81,7 @@ pub(super) struct Step {
 }
 
 /// All that is received on one socket.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inbound {
     header: [u8; HEADER],
     have: usize,
@@ -83,9 +89,15 @@ pub(super) struct Inbound {
     pending: usize,
     /// The stream whose payload is being read, and how much of the chunk is left.
     body: Option<(u64, u64)>,
+    /// Bytes to ask for at a time.
+    ask: Ask,
 }
 
 impl Inbound {
+    pub fn new() -> Inbound {
+        Inbound { header: [0; HEADER], have: 0, streams: BTreeMap::new(), pending: 0, body: None, ask: Ask::default() }
+    }
+
     /// Whether this stream was announced and waits for its job.
     pub fn is_pending(&self, tag: u64) -> bool {
         matches!(self.streams.get(&tag), Some(Incoming::Pending { .. }))
@@ -176,8 +188,9 @@ impl Inbound {
         let mut wanted = 0;
         let mut packed = false;
         if let Some((tag, left)) = self.body {
+            let ask = left.min(self.ask.bytes());
             wanted = match self.streams.get(&tag) {
-                Some(Incoming::Active(r)) if !r.staged => r.cursor.gather(&r.spans, own, left, PIECES - 1, list)?,
+                Some(Incoming::Active(r)) if !r.staged => r.cursor.gather(&r.spans, own, ask, PIECES - 1, list)?,
                 other => {
                     packed = matches!(other, Some(Incoming::Active(_)));
                     let n = left.min(PACKED_BYTES as u64);
@@ -198,6 +211,7 @@ impl Inbound {
             Err(Errno::INTR) => return Ok(Step::default()),
             Err(e) => return Err(Error::new(Status::PeerDead, format!("data socket: receiving: {e}"))),
         };
+        self.ask.took(n, wanted + room as u64);
         let body = n.min(wanted);
         if let Some((tag, left)) = &mut self.body {
             *left -= body;
@@ -254,7 +268,9 @@ impl Inbound {
                     }
                     Some(Incoming::Draining { left }) => match left.checked_sub(length) {
                         Some(after) => *left = after,
-                        None => return wrong(format!("stream {tag}: a chunk of {length} bytes, {left} were announced")),
+                        None => {
+                            return wrong(format!("stream {tag}: a chunk of {length} bytes, {left} were announced"));
+                        }
                     },
                     Some(Incoming::Pending { .. }) => {
                         return wrong(format!("stream {tag}: {length} bytes before it was accepted"));
@@ -273,7 +289,10 @@ impl Inbound {
                             self.streams.insert(tag, Incoming::Active(r));
                             return wrong(what);
                         }
-                        s => Err(Error::new(s, format!("the sender ended stream {tag} after {} of {} bytes", r.got, r.total))),
+                        s => Err(Error::new(
+                            s,
+                            format!("the sender ended stream {tag} after {} of {} bytes", r.got, r.total),
+                        )),
                     };
                     ended.push(r.done(result));
                     Ok(None)

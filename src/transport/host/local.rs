@@ -71,12 +71,7 @@ impl Regions {
 }
 
 /// Checks one side of every span against region lengths; returns the regions touched, sorted.
-pub(super) fn check(
-    spans: &[Span],
-    side: Side,
-    whose: &str,
-    length: impl Fn(u32) -> Option<u64>,
-) -> Result<Vec<u32>> {
+pub(super) fn check(spans: &[Span], side: Side, whose: &str, length: impl Fn(u32) -> Option<u64>) -> Result<Vec<u32>> {
     let mut touched = Vec::new();
     let mut last: Option<(u32, u64)> = None;
     for s in spans {
@@ -110,6 +105,13 @@ pub(super) fn total(spans: &[Span]) -> Result<u64> {
         .iter()
         .try_fold(0u64, |sum, s| sum.checked_add(s.len))
         .ok_or_else(|| Error::new(Status::InvalidArgument, format!("{} spans of more than 2^64 bytes", spans.len())))
+}
+
+/// Whether a staged stream is to be packed: only runs so short cost the kernel more than a second copy. Measured by
+/// `benches/staging.rs`: packing wins by a quarter at 256 bytes and loses at 512.
+pub(super) fn packing_pays(spans: &[Span], total: u64) -> bool {
+    const SHORT: u64 = 384;
+    total / SHORT < spans.len() as u64
 }
 
 /// A 64-bit order-sensitive hash of a span list: two sides that expanded different lists notice.

@@ -5,15 +5,22 @@ use super::remote::{Reach, Remote};
 use super::scratch::{COVER_BYTES, Scratch};
 use super::sys::{self, Join, PIECES, Target};
 use crate::error::{Error, Result, Status};
-use crate::layout::{STAGE_RUN_BYTES, Span};
+use crate::layout::Span;
 use crate::transport::{Done, Job, JobId, LinkId};
 
 /// What a span costs in a budget of bytes besides its length.
 const SPAN_COST: u64 = 128;
 
 /// Staged reads bridge gaps up to this: copying so many bytes for nothing costs less than another remote piece. Measured
-/// by `benches/staging.rs`.
+/// by `benches/staging.rs`: at 1 KiB covering wins for all runs below 2 KiB, at 2 KiB it is no better than span by span.
 pub const STAGE_GAP_BYTES: u64 = 1024;
+
+/// Spans from this length on are never staged, whatever their job says. From the same measurement.
+const LONG: u64 = 2048;
+
+/// Where the source is contiguous, the kernel sees one remote piece anyway, and unpacking pays below this length only.
+/// From the same measurement.
+const LONG_ADJACENT: u64 = 512;
 
 /// A running pull.
 #[derive(Debug)]
@@ -34,6 +41,7 @@ impl Pull {
         local::check(&job.spans, Side::Source, "the peer's", |r| remote.len(r))?;
         local::total(&job.spans)?;
         let Job { id, link, spans, staged, .. } = job;
+        let staged = staged && covering_pays(&spans);
         Ok(Pull { id, link, regions, spans, cursor: Cursor::default(), moved: 0, staged })
     }
 
@@ -59,7 +67,7 @@ impl Pull {
         let Some(s) = self.spans.get(self.cursor.span) else { return Ok(0) };
         match remote.reach(s.src_region, s.src_offset, s.len)? {
             Reach::Mapped(_) => self.mapped(own, remote, budget),
-            Reach::Foreign(_) if self.staged && self.cursor.within == 0 && s.len < STAGE_RUN_BYTES => {
+            Reach::Foreign(_) if self.staged && self.cursor.within == 0 && s.len < LONG => {
                 self.covered(own, remote, io, budget)
             }
             Reach::Foreign(_) => self.direct(own, remote, io, budget),
@@ -137,7 +145,7 @@ impl Pull {
         let mut cover: Option<Cover> = None;
         let (mut filled, mut cost) = (0u64, 0u64);
         for s in self.spans.get(self.cursor.span..).unwrap_or(&[]) {
-            if s.len >= STAGE_RUN_BYTES || cost >= budget {
+            if s.len >= LONG || cost >= budget {
                 break;
             }
             let gap = cover.as_ref().and_then(|c| c.gap(s));
@@ -182,6 +190,20 @@ impl Pull {
         self.cursor = Cursor { span: self.cursor.span + io.places.len(), within: 0 };
         Ok(bytes)
     }
+}
+
+/// Whether most spans of a staged job lie so close in the source that ranges can cover them.
+fn covering_pays(spans: &[Span]) -> bool {
+    let (mut near, mut adjacent, mut bytes) = (0usize, 0usize, 0u64);
+    for pair in spans.windows(2) {
+        let [a, b] = pair else { continue };
+        let gap = Cover { region: a.src_region, end: a.src_offset + a.len }.gap(b);
+        near += usize::from(gap.is_some());
+        adjacent += usize::from(gap == Some(0));
+        bytes += a.len;
+    }
+    let mean = bytes / spans.len().max(1) as u64;
+    near * 2 > spans.len() && (adjacent * 2 < spans.len() || mean < LONG_ADJACENT)
 }
 
 /// The range that is being read for several spans.
