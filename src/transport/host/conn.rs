@@ -70,12 +70,12 @@ impl Conn {
         ended.extend(done);
     }
 
-    /// Reads, then writes, for about `budget` bytes each; returns how many.
+    /// Reads, then writes, for about `budget` bytes each; returns what it cost.
     pub fn work(&mut self, cx: &mut Context<'_>, budget: u64) -> Result<u64> {
-        let mut bytes = 0;
-        while self.readable && bytes < budget {
+        let mut cost = 0;
+        while self.readable && cost < budget {
             let step = self.inbound.work(self.socket.as_fd(), cx.own, cx.io, cx.ended)?;
-            bytes += step.bytes;
+            cost += step.cost;
             self.readable = !step.drained;
             match step.chunk {
                 Some(Chunk::Open { tag, .. }) => {
@@ -93,10 +93,10 @@ impl Conn {
         }
         if self.writable && self.outbound.pending() {
             let step = self.outbound.work(self.socket.as_fd(), cx.own, cx.io, budget, cx.ended)?;
-            bytes += step.bytes;
+            cost += step.cost;
             self.writable = !step.blocked;
         }
-        Ok(bytes)
+        Ok(cost)
     }
 
     /// Waits for room to write exactly while there is something to write and no room.

@@ -3,7 +3,7 @@
 use super::chunk::{Chunk, HEADER};
 use super::local::{self, Cursor, Regions, Resolver, Side};
 use super::outbound::UNACCEPTED;
-use super::scratch::{Ask, PACKED_BYTES, Scratch};
+use super::scratch::{Ask, PACKED_BYTES, Scratch, cost_of_call};
 use super::sys::{self, PIECES, Source, Target};
 use crate::error::{Error, Result, Status};
 use crate::layout::Span;
@@ -73,7 +73,8 @@ enum Incoming {
 /// What a step of reading came to.
 #[derive(Debug, Default)]
 pub(super) struct Step {
-    pub bytes: u64,
+    /// In bytes of a budget.
+    pub cost: u64,
     /// Nothing more to read for now.
     pub drained: bool,
     /// A chunk that the socket's owner must act on.
@@ -204,6 +205,7 @@ impl Inbound {
         if with_header {
             list.push(Target::of(&mut self.header[self.have..]));
         }
+        let pieces = list.len();
         let n = match sys::receive(socket, list) {
             Ok(0) => return Err(Error::new(Status::PeerDead, "data socket: closed by the peer")),
             Ok(n) => n as u64,
@@ -229,7 +231,7 @@ impl Inbound {
             }
         }
         self.have += (n - body) as usize;
-        let mut step = Step { bytes: n, drained: n < wanted + room as u64, chunk: None };
+        let mut step = Step { cost: cost_of_call(n, pieces, packed), drained: n < wanted + room as u64, chunk: None };
         if self.have == HEADER {
             self.have = 0;
             let chunk = Chunk::decode(&self.header)?;

@@ -69,6 +69,13 @@ impl Host {
     /// [`Status::InvalidArgument`] for options that cannot be; [`Status::System`] where `/proc` cannot be read.
     pub fn new(poller: Arc<Poller>, keys: Range<u64>, options: HostOptions) -> Result<Host> {
         options.check()?;
+        if options.ptracer_any {
+            match rustix::process::set_ptracer(rustix::process::PTracer::Any) {
+                // A kernel without Yama knows no such restriction.
+                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+                Err(e) => return Err(Error::new(Status::System, format!("prctl(PR_SET_PTRACER): {e}"))),
+            }
+        }
         Ok(Host {
             options,
             poller,
@@ -208,7 +215,7 @@ impl Host {
         self.ended.len() > before
     }
 
-    /// Gives the next socket its turn; returns the bytes moved.
+    /// Gives the next socket its turn; returns what it cost.
     fn turn_socket(&mut self, budget: u64) -> u64 {
         let Some(slot) = self.active.pop_front() else { return 0 };
         let Some(Some(conn)) = self.sockets.get_mut(slot) else { return 0 };

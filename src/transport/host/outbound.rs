@@ -2,7 +2,7 @@
 
 use super::chunk::Chunk;
 use super::local::{self, Cursor, Regions, Resolver, Side};
-use super::scratch::{Ask, Scratch};
+use super::scratch::{Ask, PACKED_BYTES, Scratch, cost_of_call};
 use super::sys::{self, PIECES, Source, Target};
 use crate::error::{Error, Result, Status};
 use crate::layout::Span;
@@ -92,7 +92,8 @@ impl Frame {
 /// What a piece of work came to.
 #[derive(Debug, Default)]
 pub(super) struct Step {
-    pub bytes: u64,
+    /// In bytes of a budget.
+    pub cost: u64,
     /// The socket would block.
     pub blocked: bool,
 }
@@ -229,7 +230,7 @@ impl Outbound {
         ended: &mut Vec<Done>,
     ) -> Result<Step> {
         let mut step = Step::default();
-        while step.bytes < budget && self.pending() {
+        while step.cost < budget && self.pending() {
             if self.frame.written() {
                 self.next_frame(own)?;
             }
@@ -237,7 +238,7 @@ impl Outbound {
             let more = wanted < self.unwritten();
             match sys::send(socket, &io.sources, more) {
                 Ok(n) => {
-                    step.bytes += n as u64;
+                    step.cost += cost_of_call(n as u64, io.sources.len(), self.frame.payload == Payload::Packed);
                     self.ask.took(n as u64, wanted);
                     self.wrote(n, ended);
                     if (n as u64) < wanted {
@@ -280,7 +281,8 @@ impl Outbound {
         }
         let Some(tag) = self.turns.pop_front() else { return Ok(()) };
         let Some(s) = self.sends.get(&tag) else { return Ok(()) };
-        let length = (s.total - s.offset).min(self.chunk);
+        let most = if s.staged { self.chunk.min(PACKED_BYTES as u64) } else { self.chunk };
+        let length = (s.total - s.offset).min(most);
         (f.tag, f.length, f.left) = (Some(tag), length, length);
         if length > 0 {
             f.head.extend(Chunk::Data { tag, offset: s.offset, length: length as u32 }.encode());

@@ -8,8 +8,9 @@ use crate::error::{Error, Result, Status};
 use crate::layout::Span;
 use crate::transport::{Done, Job, JobId, LinkId};
 
-/// What a span costs in a budget of bytes besides its length.
+/// What a span costs in a budget of bytes besides its length: when it is copied here, when the kernel copies it.
 const SPAN_COST: u64 = 128;
+const FOREIGN_COST: u64 = 1024;
 
 /// Staged reads bridge gaps up to this: copying so many bytes for nothing costs less than another remote piece. Measured
 /// by `benches/staging.rs`: at 1 KiB covering wins for all runs below 2 KiB, at 2 KiB it is no better than span by span.
@@ -54,17 +55,16 @@ impl Pull {
     pub fn slice(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<(u64, bool)> {
         let mut cost = self.skip_empty();
         while cost < budget && self.cursor.span < self.spans.len() {
-            let before = self.cursor.span;
-            let bytes = self.step(own, remote, io, budget - cost)?;
+            let (bytes, spent) = self.step(own, remote, io, budget - cost)?;
             self.moved += bytes;
-            cost += bytes + SPAN_COST * (self.cursor.span - before + 1) as u64 + self.skip_empty();
+            cost += spent + self.skip_empty();
         }
         Ok((cost, self.cursor.span >= self.spans.len()))
     }
 
-    /// One system call, or copies out of a mapping.
-    fn step(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<u64> {
-        let Some(s) = self.spans.get(self.cursor.span) else { return Ok(0) };
+    /// One system call, or copies out of a mapping; returns the bytes moved and their cost.
+    fn step(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<(u64, u64)> {
+        let Some(s) = self.spans.get(self.cursor.span) else { return Ok((0, 0)) };
         match remote.reach(s.src_region, s.src_offset, s.len)? {
             Reach::Mapped(_) => self.mapped(own, remote, budget),
             Reach::Foreign(_) if self.staged && self.cursor.within == 0 && s.len < LONG => {
@@ -82,7 +82,7 @@ impl Pull {
         (self.cursor.span - from) as u64
     }
 
-    fn mapped(&mut self, own: &Regions, remote: &Remote, budget: u64) -> Result<u64> {
+    fn mapped(&mut self, own: &Regions, remote: &Remote, budget: u64) -> Result<(u64, u64)> {
         let mut resolver = Resolver::new(own);
         let (mut bytes, mut cost) = (0, 0);
         while let Some(s) = self.spans.get(self.cursor.span) {
@@ -103,10 +103,10 @@ impl Pull {
                 self.cursor.within += len;
             }
         }
-        Ok(bytes)
+        Ok((bytes, cost))
     }
 
-    fn direct(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<u64> {
+    fn direct(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<(u64, u64)> {
         let mut resolver = Resolver::new(own);
         let Scratch { targets, foreign, nonce, .. } = io;
         targets.clear();
@@ -127,17 +127,17 @@ impl Pull {
             }
             sys::push(targets, resolver.piece(s, within, len)?);
             bytes += len;
-            cost += len + SPAN_COST;
+            cost += len + FOREIGN_COST;
             within = 0;
         }
         debug_assert_eq!(bytes, targets.iter().map(|t| t.len() as u64).sum::<u64>());
         let bytes = remote.read(targets, foreign, nonce)?;
         self.cursor.advance(&self.spans, bytes);
-        Ok(bytes)
+        Ok((bytes, cost))
     }
 
     /// Reads ranges that cover many short spans into a buffer, then unpacks them.
-    fn covered(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<u64> {
+    fn covered(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<(u64, u64)> {
         let Scratch { targets, foreign, nonce, places, .. } = io;
         targets.clear();
         foreign.clear();
@@ -163,7 +163,7 @@ impl Pull {
             filled += grow;
             places.push(filled - s.len);
             cover = Some(Cover { region: s.src_region, end: s.src_offset + s.len });
-            cost += grow + SPAN_COST / 4;
+            cost += grow + SPAN_COST;
         }
         let buffer = io.buffer.bytes(COVER_BYTES);
         let whole = Target::of(buffer).first(filled as usize);
@@ -174,7 +174,7 @@ impl Pull {
             let what = format!("{got} of {filled} bytes of the peer's memory can be read");
             return Err(Error::new(Status::Incarnation, what));
         }
-        self.unpack(own, io)
+        Ok((self.unpack(own, io)?, cost))
     }
 
     fn unpack(&mut self, own: &Regions, io: &mut Scratch) -> Result<u64> {

@@ -49,6 +49,11 @@ impl Buffer {
     }
 }
 
+/// What a call on a socket costs in a budget of bytes: short pieces take longer than their bytes, packed ones most of all.
+pub(super) fn cost_of_call(bytes: u64, pieces: usize, packed: bool) -> u64 {
+    bytes * if packed { 4 } else { 1 } + 128 * pieces as u64
+}
+
 /// How many bytes to offer the next system call on a socket: somewhat more than it will take. Listing a thousand pieces,
 /// and having the kernel check them, costs more than the call itself if it then takes ten.
 #[derive(Debug)]
