@@ -20,8 +20,11 @@ const BUDGET: u64 = 4 << 20;
 const ROUNDS: usize = 9;
 const CHILD: &str = "KVLINK_BENCH_CHILD";
 
-/// Blocks of one size at random places on both sides.
+/// Blocks of one size at random places on both sides; of length 1, one block of 16 KiB.
 fn permuted(len: u64) -> Vec<Span> {
+    if len == 1 {
+        return vec![Span { src_offset: 4096, dst_offset: 8192, len: 16 << 10, src_region: 0, dst_region: 0 }];
+    }
     let n = SPANS.min(CAP / len);
     let mut state = 12345u64;
     let mut order = |seed: u64| {
@@ -274,23 +277,45 @@ fn parent() {
             println!("{name:<10}{len:>9}{:>9}{a:>12.2}{b:>12.2}{:>8.2}", spans.len(), a / b);
         }
     }
-    for (host, name, _) in hosts.iter_mut().take(2) {
-        let one = || vec![Span { src_offset: 4096, dst_offset: 8192, len: 16 << 10, src_region: 0, dst_region: 0 }];
-        let mut times: Vec<Duration> = (0..20_000u64)
+    for (way, (host, name, _)) in hosts.iter_mut().enumerate() {
+        let mut times: Vec<Duration> = (0..10_000u64)
             .map(|i| {
-                let (spans, action) = (one(), Action::Pull);
-                let job = Job { id: JobId(1 << 40 | i), link: LINK, action, spans, staged: false };
-                let mut done = Vec::new();
+                let id = 1000 + i;
+                let action = if way == 2 { Action::Receive { tag: id } } else { Action::Pull };
+                let job = Job { id: JobId(id), link: LINK, action, spans: permuted(1), staged: false };
                 let t = Instant::now();
-                host.post(job).expect("post");
-                while done.is_empty() {
-                    host.progress(&[], BUDGET, &mut done);
+                if way == 2 {
+                    control.write_all(&(id << 32 | 1).to_le_bytes()).expect("command");
                 }
+                run(host, &poller, job);
                 t.elapsed()
             })
             .collect();
         times.sort();
-        println!("{name}: one 16 KiB pull, posted to done: median {:?}, 99 % {:?}", times[10_000], times[19_800]);
+        println!("{name}: 16 KiB, posted to done: median {:?}, 99 % {:?}", times[5000], times[9900]);
+    }
+    for (host, name, _) in hosts.iter_mut().take(2) {
+        for len in [64u64, 64 << 10] {
+            // Far apart and unpacked: the worst case for a turn.
+            let spans = (0..CAP / (64 << 10) * 8)
+                .map(|i| Span {
+                    src_offset: i * (8 << 10),
+                    dst_offset: i * (8 << 10),
+                    len: len.min(8 << 10),
+                    ..Span::default()
+                })
+                .collect();
+            host.post(Job { id: JobId(1), link: LINK, action: Action::Pull, spans, staged: false }).expect("post");
+            let (mut done, mut times) = (Vec::new(), Vec::new());
+            while done.is_empty() {
+                let t = Instant::now();
+                host.progress(&[], BUDGET, &mut done);
+                times.push(t.elapsed());
+            }
+            times.sort();
+            let (mid, high) = (times[times.len() / 2], times[times.len() * 9 / 10]);
+            println!("{name}: one call of progress, spans of {} B: median {mid:?}, 90 % {high:?}", len.min(8 << 10));
+        }
     }
     control.write_all(&0u64.to_le_bytes()).expect("end");
     child.wait().expect("child");

@@ -5,7 +5,7 @@ use super::inbound::{Inbound, Receive};
 use super::local::Regions;
 use super::outbound::Outbound;
 use super::scratch::Scratch;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Interest, LinkId, Poller};
 use std::collections::BTreeMap;
 use std::net::TcpStream;
@@ -92,7 +92,14 @@ impl Conn {
             }
         }
         if self.writable && self.outbound.pending() {
-            let step = self.outbound.work(self.socket.as_fd(), cx.own, cx.io, budget, cx.ended)?;
+            let step = match self.outbound.work(self.socket.as_fd(), cx.own, cx.io, budget, cx.ended) {
+                // What the peer sent before it went away still counts: the end is found after the last byte.
+                Err(e) if e.status() == Status::PeerDead && self.readable => {
+                    self.writable = false;
+                    return Ok(cost);
+                }
+                other => other?,
+            };
             cost += step.cost;
             self.writable = !step.blocked;
         }

@@ -39,9 +39,14 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Bytes for which a job or a socket works before the next one has its turn.
-const TURN: u64 = 1 << 20;
+const TURN: u64 = 256 << 10;
+
+/// A call of `progress` begins no turn after so long, whatever its budget: cold pages and a busy host make bytes slow,
+/// and heartbeats must not wait for them.
+const LONGEST: Duration = Duration::from_millis(1);
 
 /// The embedded transport. See the module's documentation.
 pub struct Host {
@@ -264,6 +269,16 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    /// A socket that was duplicated elsewhere would stay in the poller.
+    fn drop(&mut self) {
+        let error = Error::new(Status::PeerDead, "the transport is gone");
+        for conn in self.sockets.drain(..).flatten() {
+            conn.close(&self.poller, &error, &mut self.ended);
+        }
+    }
+}
+
 impl Transport for Host {
     fn name(&self) -> &'static str {
         "host"
@@ -390,10 +405,14 @@ impl Transport for Host {
             }
         }
         let mut left = budget.max(1);
+        let begin = Instant::now();
         while left > 0 && (!self.active.is_empty() || !self.pulls.is_empty()) {
             let cost = self.turn_socket(left) + self.turn_pull(left);
             // A turn that moved nothing costs a little too, so that this loop always ends.
             left = left.saturating_sub(cost.max(64));
+            if begin.elapsed() > LONGEST {
+                break;
+            }
         }
         for d in &self.ended {
             self.jobs.remove(&d.id);

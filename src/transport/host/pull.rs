@@ -9,7 +9,7 @@ use crate::layout::Span;
 use crate::transport::{Done, Job, JobId, LinkId};
 
 /// What a span costs in a budget of bytes besides its length: when it is copied here, when the kernel copies it.
-const SPAN_COST: u64 = 128;
+const SPAN_COST: u64 = 256;
 const FOREIGN_COST: u64 = 1024;
 
 /// Staged reads bridge gaps up to this: copying so many bytes for nothing costs less than another remote piece. Measured
@@ -163,7 +163,7 @@ impl Pull {
             filled += grow;
             places.push(filled - s.len);
             cover = Some(Cover { region: s.src_region, end: s.src_offset + s.len });
-            cost += grow + SPAN_COST;
+            cost += grow + SPAN_COST / 2;
         }
         let buffer = io.buffer.bytes(COVER_BYTES);
         let whole = Target::of(buffer).first(filled as usize);
