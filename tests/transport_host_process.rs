@@ -4,14 +4,18 @@ mod host;
 
 use host::*;
 use kvlink::error::Status;
+use kvlink::transport::host::HostOptions;
 use kvlink::transport::{Action, JobId, Transport};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const SIZE: usize = 24 << 20;
 const CHILD: &str = "KVLINK_TEST_CHILD";
+const STRANGER: &str = "KVLINK_TEST_STRANGER";
 
 fn send_bytes(s: &mut TcpStream, bytes: &[u8]) {
     s.write_all(&(bytes.len() as u32).to_le_bytes()).unwrap();
@@ -59,6 +63,44 @@ fn child() {
         }
         node.round(Duration::from_millis(1), 1 << 20);
     }
+}
+
+/// Not a test of its own: links to the metadata that it is given and says what became of it.
+#[test]
+fn stranger() {
+    let Ok(hex) = std::env::var(STRANGER) else { return };
+    let byte = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).unwrap();
+    let metadata: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+    let mut node = Node::new(HostOptions::default(), Block::new(false, 2, 4096));
+    let link = node.host.connect(LINK, &metadata).unwrap();
+    eprintln!("link {}; {}", link.name, link.rejected.join("; "));
+}
+
+#[test]
+fn another_user_is_refused_by_the_kernel_and_gets_streams() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    // The binary may lie where another user cannot go.
+    let dir = std::env::temp_dir().join(format!("kvlink-stranger-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = dir.join("stranger");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let node = Node::new(HostOptions::default(), Block::new(true, 1, 4096));
+    let hex: String = node.host.metadata().iter().map(|b| format!("{b:02x}")).collect();
+    let out = Command::new(&program)
+        .args(["stranger", "--exact", "--nocapture"])
+        .env(STRANGER, hex)
+        .current_dir(&dir)
+        .gid(65534)
+        .uid(65534)
+        .output();
+    std::fs::remove_dir_all(&dir).unwrap();
+    let said = String::from_utf8_lossy(&out.unwrap().stderr).into_owned();
+    assert!(said.contains("link host/tcp; host/shm: region 3 (/proc/"), "{said}");
+    assert!(said.contains("Permission denied"), "{said}");
+    assert!(said.contains("host/cma: probing process") && said.contains("Operation not permitted"), "{said}");
 }
 
 struct Across {
