@@ -6,7 +6,10 @@ fn generate() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for file in ["version", "guard", "types", "handle", "layout", "form", "plan", "memory", "config", "agent", "peer", "request", "event"] {
+    for file in [
+        "version", "guard", "types", "handle", "layout", "form", "plan", "memory", "config", "agent", "peer",
+        "request", "event",
+    ] {
         builder = builder.with_src(root.join(format!("src/ffi/{file}.rs")));
     }
     let bindings = builder.generate().unwrap();

@@ -6,9 +6,10 @@ use super::sockets::{Socket, Visitor};
 use super::transports::Transports;
 use super::{Shared, address};
 use crate::error::{Error, Result, Status};
+use crate::memory::{Memory, SharedMemory};
 use crate::proto::{Action, ConnId, Event, EventKind, JobEnd, JobId, Output};
 use crate::transport::{self, Done, Fence, Interest, Job, LinkId, Poller, Ready};
-use crate::wire::{Message, Preamble, StreamKind};
+use crate::wire::{BOARD_BYTES, BOARD_REGION, Message, Preamble, StreamKind};
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -41,6 +42,8 @@ pub(super) struct Reactor {
     tokens: HashMap<u64, ConnId>,
     early: HashMap<ConnId, Vec<TcpStream>>,
     quarantined: HashSet<JobId>,
+    /// Shows peers which of our leases hold.
+    board: Arc<SharedMemory>,
     connect_timeout: Duration,
     max_events: usize,
     address: String,
@@ -63,9 +66,11 @@ impl Reactor {
         poller: Arc<Poller>,
         listener: TcpListener,
         wake: OwnedFd,
-        transports: Transports,
+        mut transports: Transports,
         config: &AgentConfig,
     ) -> Result<Reactor> {
+        let board = Arc::new(SharedMemory::allocate(BOARD_BYTES)?);
+        transports.register(BOARD_REGION, &Memory::shared(board.clone()))?;
         let base = transports.keys();
         let only_read = Interest { read: true, write: false };
         poller.add(&listener, base, only_read)?;
@@ -84,6 +89,7 @@ impl Reactor {
             tokens: HashMap::new(),
             early: HashMap::new(),
             quarantined: HashSet::new(),
+            board,
             connect_timeout: config.endpoint.handshake_timeout,
             max_events: config.max_events,
             address,
@@ -210,21 +216,26 @@ impl Reactor {
                 self.shared.endpoint.lock().handle_linked(Instant::now(), conn, linked);
             }
             Output::Unlink { conn } => self.transports.disconnect(conn),
-            Output::Post { job, conn, action, spans, staged } => {
+            Output::Post { job, conn, action, spans, staged, mark } => {
                 let action = match action {
                     Action::Pull => transport::Action::Pull,
                     Action::Send { tag } => transport::Action::Send { tag },
                     Action::Receive { tag } => transport::Action::Receive { tag },
                 };
                 let (id, link) = (transport::JobId(job.0), LinkId(conn.0));
-                if let Err(e) = self.transports.post(Job { id, link, action, spans, staged }) {
-                    let end = JobEnd { result: Err(e), bytes: 0, spans: Vec::new(), quiescent: true };
+                if let Err(e) = self.transports.post(Job { id, link, action, spans, staged }, mark) {
+                    let end = JobEnd { result: Err(e), bytes: 0, spans: Vec::new(), quiescent: true, held: false };
                     self.shared.endpoint.lock().handle_job(Instant::now(), job, end);
                 }
             }
             Output::CancelJob { job, reason } => {
                 if self.transports.cancel(transport::JobId(job.0), reason) == Some(Fence::Quarantined) {
                     self.quarantined.insert(job);
+                }
+            }
+            Output::Board { offset, word } => {
+                if let Err(e) = self.board.store_word(offset as usize, word) {
+                    log::error!("kvlink: the lease board: {e}");
                 }
             }
             Output::Event(e) => self.tell(e),
@@ -259,7 +270,9 @@ impl Reactor {
             for d in done.drain(..) {
                 let job = JobId(d.id.0);
                 let quiescent = !self.quarantined.remove(&job);
-                endpoint.handle_job(now, job, JobEnd { result: d.result, bytes: d.bytes, spans: d.spans, quiescent });
+                let held = self.transports.held(d.id);
+                let end = JobEnd { result: d.result, bytes: d.bytes, spans: d.spans, quiescent, held };
+                endpoint.handle_job(now, job, end);
             }
         }
         self.done = done;

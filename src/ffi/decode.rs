@@ -52,9 +52,9 @@ pub(super) unsafe fn string<'a>(p: *const c_char, name: &str) -> Result<&'a str>
     }
     // SAFETY: see above.
     let bytes = unsafe { CStr::from_ptr(p) };
-    bytes.to_str().map_err(|e| {
-        Error::new(Status::InvalidArgument, format!("{name} is not UTF-8 at byte {}", e.valid_up_to()))
-    })
+    bytes
+        .to_str()
+        .map_err(|e| Error::new(Status::InvalidArgument, format!("{name} is not UTF-8 at byte {}", e.valid_up_to())))
 }
 
 /// The same, where NULL means empty.

@@ -233,10 +233,7 @@ unsafe fn record(name: &str, r: &kvlink_record_t, desc: &mut LayoutDesc) -> Resu
 unsafe fn state(name: &str, s: &kvlink_state_t, desc: &mut LayoutDesc) -> Result<()> {
     // SAFETY: pointers as the header says.
     let (layers, conv) = unsafe {
-        (
-            slice(s.layers, s.num_layers, &format!("{name}.layers"))?,
-            slice(s.conv, s.num_conv, &format!("{name}.conv"))?,
-        )
+        (slice(s.layers, s.num_layers, &format!("{name}.layers"))?, slice(s.conv, s.num_conv, &format!("{name}.conv"))?)
     };
     let order = match s.conv_rows_outside {
         0 => ConvOrder::Ds,

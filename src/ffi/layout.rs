@@ -316,13 +316,16 @@ pub unsafe extern "C" fn kvlink_layout_check(
             Ok(_) => None,
             Err(v) => Some(v),
         };
-        let all: Vec<kvlink_finding_t> =
-            verdict.iter().flat_map(|v| &v.findings).map(|f| kvlink_finding_t {
+        let all: Vec<kvlink_finding_t> = verdict
+            .iter()
+            .flat_map(|v| &v.findings)
+            .map(|f| kvlink_finding_t {
                 subject: text(&f.subject),
                 field: text(&f.field),
                 destination: text(&f.local),
                 source: text(&f.remote),
-            }).collect();
+            })
+            .collect();
         // SAFETY: the module's contract for pointers.
         unsafe {
             if let Some(count) = count.as_mut() {
@@ -393,7 +396,8 @@ unsafe fn describe(d: &kvlink_layout_desc_t) -> Result<LayoutDesc> {
     // SAFETY: pointers as the header says.
     unsafe {
         let mut desc = LayoutDesc { model: optional_string(d.model, "model")?.to_string(), ..LayoutDesc::default() };
-        desc.regions = slice(d.region_bytes, d.num_regions, "region_bytes")?.iter().map(|len| Region { len: *len }).collect();
+        desc.regions =
+            slice(d.region_bytes, d.num_regions, "region_bytes")?.iter().map(|len| Region { len: *len }).collect();
         for (i, g) in slice(d.groups, d.num_groups, "groups")?.iter().enumerate() {
             desc.groups.push(group(i, g)?);
         }
@@ -418,11 +422,8 @@ fn group(i: usize, g: &kvlink_group_t) -> Result<Group> {
         2 => Reach::Chunk(g.reach_tokens),
         n => return Err(unknown(&format!("groups[{i}].reach"), n, "0..=2")),
     };
-    let context = ContextParallel {
-        size: g.context_size.max(1),
-        rank: g.context_rank,
-        interleave: g.context_interleave.max(1),
-    };
+    let context =
+        ContextParallel { size: g.context_size.max(1), rank: g.context_rank, interleave: g.context_interleave.max(1) };
     Ok(Group { kind, block_tokens: g.block_tokens, num_blocks: g.num_blocks, reach, context })
 }
 

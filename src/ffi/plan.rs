@@ -1,11 +1,11 @@
 //! Plans: the mathematics alone, for engines that keep their own transport.
 
+use super::decode::{Sized32, read_struct};
 use super::decode::{copy_out, out, slice};
 use super::guard::{guard, kvlink_status_t};
 use super::handle::{PLANS, PlanHandle, kvlink_layout_t, kvlink_plan_t};
 use super::layout::{check_rank, copy_list, instance};
 use super::types::{kvlink_blocks_t, kvlink_span_t, sized};
-use super::decode::{Sized32, read_struct};
 use crate::error::{Error, Result, Status};
 use crate::layout::{BlockList, Form, Request, Span, compile};
 use parking_lot::Mutex;
@@ -69,8 +69,8 @@ pub unsafe extern "C" fn kvlink_plan_create(
         };
         check_rank(source, src.len(), "source")?;
         check_rank(destination, dst.len(), "destination")?;
-        let inbound = compile(&src, &dst, destination as usize)
-            .map_err(|v| Error::new(Status::Incompatible, v.to_string()))?;
+        let inbound =
+            compile(&src, &dst, destination as usize).map_err(|v| Error::new(Status::Incompatible, v.to_string()))?;
         let plan = inbound.plans.into_iter().find(|p| p.source() == source);
         slot.write(match plan {
             Some(plan) => PLANS.insert(PlanHandle { plan, buffers: Mutex::default() }),
@@ -144,11 +144,16 @@ pub unsafe extern "C" fn kvlink_plan_explain(
         let p = &handle.plan;
         let rule = crate::layout::STAGE_RUN_BYTES;
         let form = match p.form() {
-            Form::Direct { mean_run } => format!("direct: runs of {mean_run} B on average, packing pays below {rule} B"),
-            Form::Staged { mean_run } => format!("staged: runs of {mean_run} B on average, packing pays below {rule} B"),
+            Form::Direct { mean_run } => {
+                format!("direct: runs of {mean_run} B on average, packing pays below {rule} B")
+            }
+            Form::Staged { mean_run } => {
+                format!("staged: runs of {mean_run} B on average, packing pays below {rule} B")
+            }
         };
         let layers = p.layers().len();
-        let text = format!("source rank {} to destination rank {}: {layers} layers, {form}", p.source(), p.destination());
+        let text =
+            format!("source rank {} to destination rank {}: {layers} layers, {form}", p.source(), p.destination());
         // SAFETY: the module's contract for pointers.
         unsafe { copy_out(text.as_bytes(), true, buf.cast(), cap, len) }
     })

@@ -169,8 +169,7 @@ pub unsafe extern "C" fn kvlink_offer(
             let o = read_struct(offer)?;
             let request = string(o.request, "request")?.to_string();
             let blocks = blocks(o.blocks, o.num_blocks, "blocks")?;
-            let offer =
-                Offer { request, blocks, tokens: o.tokens, lease: time(o.lease_ms), user_data: o.user_data };
+            let offer = Offer { request, blocks, tokens: o.tokens, lease: time(o.lease_ms), user_data: o.user_data };
             (out(out_offer, "out_offer")?, offer)
         };
         slot.write(handle.agent.offer(offer)?.0);

@@ -3,9 +3,9 @@
 use super::endpoint::{Endpoint, Timer};
 use super::event::{Event, EventKind};
 use super::id::{Id, Kind, Slab};
-use super::output::ConnId;
+use super::output::{ConnId, Output};
 use crate::error::{Error, Result, Status};
-use crate::wire::{Blocks, Message, Ticket};
+use crate::wire::{Blocks, LeaseMark, Message, Ticket};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -97,6 +97,8 @@ impl Endpoint {
         let request = offer.request.clone();
         self.leases.ended_by_request.remove(&request);
         let id = self.leases.slab.insert(Lease { offer, deadline, done: Vec::new(), consumers: None });
+        let mark = LeaseMark::new(self.me.incarnation, &request);
+        self.outputs.push_back(Output::Board { offset: mark.offset, word: mark.word });
         self.leases.by_request.insert(request, id);
         self.timer(deadline, Timer::Lease(id));
         Ok(id)
@@ -191,6 +193,9 @@ impl Endpoint {
     fn end_lease(&mut self, id: Id, status: Status) {
         let Some(lease) = self.leases.slab.remove(id) else { return };
         let request = lease.offer.request;
+        // Before the event: whoever still finds the word afterwards has read before the blocks could change.
+        let mark = LeaseMark::new(self.me.incarnation, &request);
+        self.outputs.push_back(Output::Board { offset: mark.offset, word: 0 });
         self.leases.by_request.remove(&request);
         let told = if status == Status::Ok { Status::UnknownRequest } else { Status::LeaseExpired };
         self.leases.remember(request.clone(), told);

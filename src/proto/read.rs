@@ -10,7 +10,7 @@ use super::output::{Action, ConnId, JobEnd, JobId, Output};
 use super::peer::bad_peer;
 use crate::error::{Error, Result, Status};
 use crate::layout::{Form, Span};
-use crate::wire::{Blocks, Message, Range, ReadRequest, Ticket};
+use crate::wire::{Blocks, LeaseMark, Message, Range, ReadRequest, Ticket};
 use std::time::{Duration, Instant};
 
 /// Failed reads whose invalid blocks are remembered.
@@ -207,7 +207,9 @@ impl Endpoint {
             }
         }
         let action = if pull { Action::Pull } else { Action::Receive { tag: op } };
-        self.outputs.push_back(Output::Post { job, conn, action, spans, staged });
+        let source = self.sessions.get(conn).and_then(|s| s.remote.as_ref()).map(|r| r.incarnation);
+        let mark = source.filter(|_| pull).map(|source| LeaseMark::new(source, request));
+        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark });
         if !pull {
             let (request, blocks) = (request.to_string(), blocks.to_vec());
             self.send(conn, Message::Read(ReadRequest { op, request, range: *range, blocks }));
@@ -222,7 +224,8 @@ impl Endpoint {
         p.job = None;
         match end.result {
             Ok(()) if !p.gone && r.failure.is_none() => {
-                p.step = Step::Validating;
+                // Seen on the source's board: its acknowledgement can tell nothing new.
+                p.step = if end.held { Step::Valid } else { Step::Validating };
                 r.bytes += end.bytes;
                 r.spans += spans;
                 let (conn, op, consumers) = (p.conn, p.op, p.consumers);
@@ -243,6 +246,9 @@ impl Endpoint {
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return Ok(()) };
         let request = r.request.clone();
         let Some(p) = r.parts.get_mut(part) else { return Ok(()) };
+        if p.step == Step::Valid {
+            return Ok(());
+        }
         if p.step != Step::Validating {
             return Err(Error::new(Status::Protocol, format!("acknowledgement of read {op}, which is {:?}", p.step)));
         }

@@ -44,7 +44,14 @@ impl Endpoint {
         let staged = matches!(plan.form(), Form::Staged { .. });
         let job = self.new_job(JobOwner::Serve { conn, op: r.op });
         self.served.insert((conn, r.op), Served { job, request: r.request });
-        self.outputs.push_back(Output::Post { job, conn, action: Action::Send { tag: r.op }, spans, staged });
+        self.outputs.push_back(Output::Post {
+            job,
+            conn,
+            action: Action::Send { tag: r.op },
+            spans,
+            staged,
+            mark: None,
+        });
         Ok(())
     }
 

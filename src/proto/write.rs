@@ -177,7 +177,7 @@ impl Endpoint {
                 (p.job, p.sent) = (Some(job), true);
             }
         }
-        self.outputs.push_back(Output::Post { job, conn, action: Action::Send { tag: op }, spans, staged });
+        self.outputs.push_back(Output::Post { job, conn, action: Action::Send { tag: op }, spans, staged, mark: None });
         Ok(())
     }
 
