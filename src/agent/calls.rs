@@ -42,7 +42,8 @@ impl Agent {
             return Err(Error::new(Status::InvalidArgument, text));
         };
         if (memory.len() as u64) < described.len {
-            let text = format!("region {region} has {} bytes in the layout, the memory {}", described.len, memory.len());
+            let text =
+                format!("region {region} has {} bytes in the layout, the memory {}", described.len, memory.len());
             return Err(Error::new(Status::InvalidArgument, text));
         }
         if regions.closed || regions.memory[region as usize].is_some() {
@@ -182,7 +183,9 @@ impl Agent {
     pub fn failed_blocks(&self, transfer: Id) -> Result<Vec<(u32, Vec<u32>)>> {
         self.call(|e, _| match e.failed_blocks(transfer) {
             Some(b) => Ok(b.to_vec()),
-            None => Err(Error::new(Status::BadHandle, format!("transfer {:#x} is not known to have failed", transfer.0))),
+            None => {
+                Err(Error::new(Status::BadHandle, format!("transfer {:#x} is not known to have failed", transfer.0)))
+            }
         })
     }
 }

@@ -62,7 +62,11 @@ impl AgentConfig {
     pub(super) fn check(&self) -> Result<()> {
         let bad = |text: String| Err(Error::new(Status::InvalidArgument, text));
         if self.instance.is_empty() || self.instance.len() > crate::wire::limit::NAME {
-            return bad(format!("instance name of {} bytes, must have 1..={}", self.instance.len(), crate::wire::limit::NAME));
+            return bad(format!(
+                "instance name of {} bytes, must have 1..={}",
+                self.instance.len(),
+                crate::wire::limit::NAME
+            ));
         }
         if self.ranks == 0 || self.rank >= self.ranks || self.ranks as usize > crate::wire::limit::RANKS {
             return bad(format!("rank {} of {} ranks (at most {})", self.rank, self.ranks, crate::wire::limit::RANKS));

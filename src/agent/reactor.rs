@@ -458,8 +458,8 @@ impl Reactor {
         match c {
             Connected::Control(conn, Ok(stream)) => {
                 self.add_socket(conn, stream, Some(&Preamble(StreamKind::Control).encode()));
-                if self.sockets.contains_key(&conn) {
-                    self.shared.endpoint.lock().handle_connected(now, conn);
+                if self.sockets.contains_key(&conn) && !self.shared.endpoint.lock().handle_connected(now, conn) {
+                    self.close(conn);
                 }
             }
             Connected::Control(conn, Err(e)) => self.shared.endpoint.lock().handle_closed(now, conn, e),

@@ -180,9 +180,9 @@ impl Endpoint {
         Ok(conn)
     }
 
-    /// Our connection is established.
-    pub fn handle_connected(&mut self, now: Instant, conn: ConnId) {
-        let Some(s) = self.sessions.get_mut(conn) else { return };
+    /// Our connection is established. Returns whether anybody still wants it.
+    pub fn handle_connected(&mut self, now: Instant, conn: ConnId) -> bool {
+        let Some(s) = self.sessions.get_mut(conn) else { return false };
         s.state = State::Greeted;
         s.heard(now);
         let (purpose, expected) = (s.purpose, s.expected);
@@ -196,6 +196,7 @@ impl Endpoint {
         };
         self.send(conn, hello);
         self.timer(now + self.config.heartbeat, Timer::Session(conn));
+        true
     }
 
     /// Somebody connected to us.

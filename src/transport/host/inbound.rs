@@ -58,10 +58,15 @@ impl Receive {
 #[derive(Debug)]
 enum Incoming {
     /// Announced, but no job yet.
-    Pending { total: u64, digest: u64 },
+    Pending {
+        total: u64,
+        digest: u64,
+    },
     Active(Receive),
     /// Ended here; the sender has not heard of it yet. So many bytes may still come.
-    Draining { left: u64 },
+    Draining {
+        left: u64,
+    },
 }
 
 /// What a step of reading came to.
@@ -254,7 +259,9 @@ impl Inbound {
                     }
                     Some(Incoming::Draining { left }) => match left.checked_sub(length) {
                         Some(after) => *left = after,
-                        None => return wrong(format!("stream {tag}: a chunk of {length} bytes, {left} were announced")),
+                        None => {
+                            return wrong(format!("stream {tag}: a chunk of {length} bytes, {left} were announced"));
+                        }
                     },
                     Some(Incoming::Pending { .. }) => {
                         return wrong(format!("stream {tag}: {length} bytes before it was accepted"));
@@ -273,7 +280,10 @@ impl Inbound {
                             self.streams.insert(tag, Incoming::Active(r));
                             return wrong(what);
                         }
-                        s => Err(Error::new(s, format!("the sender ended stream {tag} after {} of {} bytes", r.got, r.total))),
+                        s => Err(Error::new(
+                            s,
+                            format!("the sender ended stream {tag} after {} of {} bytes", r.got, r.total),
+                        )),
                     };
                     ended.push(r.done(result));
                     Ok(None)

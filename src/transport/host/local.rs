@@ -71,12 +71,7 @@ impl Regions {
 }
 
 /// Checks one side of every span against region lengths; returns the regions touched, sorted.
-pub(super) fn check(
-    spans: &[Span],
-    side: Side,
-    whose: &str,
-    length: impl Fn(u32) -> Option<u64>,
-) -> Result<Vec<u32>> {
+pub(super) fn check(spans: &[Span], side: Side, whose: &str, length: impl Fn(u32) -> Option<u64>) -> Result<Vec<u32>> {
     let mut touched = Vec::new();
     let mut last: Option<(u32, u64)> = None;
     for s in spans {

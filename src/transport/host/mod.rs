@@ -215,12 +215,8 @@ impl Host {
         conn.queued = false;
         let link = conn.link;
         let Some(peer) = self.links.get_mut(&link) else { return 0 };
-        let mut cx = Context {
-            own: &self.regions,
-            io: &mut self.io,
-            waiting: &mut peer.waiting,
-            ended: &mut self.ended,
-        };
+        let mut cx =
+            Context { own: &self.regions, io: &mut self.io, waiting: &mut peer.waiting, ended: &mut self.ended };
         let result = conn.work(&mut cx, budget.min(TURN)).and_then(|n| conn.update(&self.poller).map(|()| n));
         match result {
             Ok(n) => {
@@ -377,7 +373,9 @@ impl Transport for Host {
 
     fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {
         for r in ready {
-            let Some(slot) = r.key.checked_sub(self.keys.start).filter(|_| self.keys.contains(&r.key)) else { continue };
+            let Some(slot) = r.key.checked_sub(self.keys.start).filter(|_| self.keys.contains(&r.key)) else {
+                continue;
+            };
             let slot = slot as usize;
             if let Some(Some(conn)) = self.sockets.get_mut(slot) {
                 conn.ready(r.read, r.write);

@@ -123,7 +123,10 @@ impl Remote {
             None => Some(Reach::Foreign(Foreign { addr: r.addr.checked_add(offset)? as usize, len: len as usize })),
         });
         found.ok_or_else(|| {
-            Error::new(Status::Internal, format!("region {region}, offset {offset}, length {len}: checked, yet not there"))
+            Error::new(
+                Status::Internal,
+                format!("region {region}, offset {offset}, length {len}: checked, yet not there"),
+            )
         })
     }
 
@@ -161,7 +164,8 @@ impl Remote {
     fn unreadable(&self, remote: &[Foreign]) -> Error {
         let at = remote.first().map_or(self.nonce_addr, |f| f.addr);
         let region = self.regions.iter().find(|(_, r)| r.addr <= at as u64 && (at as u64) < r.addr + r.len);
-        let what = region.map_or("its nonce".to_string(), |(i, r)| format!("region {i} at offset {}", at as u64 - r.addr));
+        let what =
+            region.map_or("its nonce".to_string(), |(i, r)| format!("region {i} at offset {}", at as u64 - r.addr));
         Error::new(Status::Incarnation, format!("process {} has no memory at {at:#x}, {what}", self.pid))
     }
 }
