@@ -5,4 +5,10 @@ mod rng;
 mod sim;
 mod world;
 
+mod chaos;
+mod contracts;
+mod handshake;
+mod hostile;
+mod notify;
 mod read;
+mod write;

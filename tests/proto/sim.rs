@@ -428,7 +428,9 @@ impl Sim {
     fn handle(&mut self, item: Item) {
         if let Some(node) = self.concerns(&item) {
             if let Some(until) = self.nodes[node].paused {
-                return self.at(until, item);
+                // Its copies have gone on: their ends are the first thing it sees.
+                let job = matches!(item, Item::JobEnd { .. });
+                return self.at(if job { until } else { until + Duration::from_millis(1) }, item);
             }
         }
         match item {
