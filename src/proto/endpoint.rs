@@ -13,10 +13,9 @@ use super::sink::Accepts;
 use crate::error::{Error, Result, Status};
 use crate::layout::{BlockList, Layout, Plan, Request, Scratch, Span};
 use crate::wire::{Blocks, Entry, Message, Range};
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::read::ReadTransfer;
 use super::write::WriteTransfer;
@@ -46,6 +45,17 @@ pub(super) enum Timer {
     Accept(Id),
     Parked,
     Join,
+}
+
+/// What `after` is from now on; as good as never if the clock does not reach that far.
+pub(super) fn later(now: Instant, after: Duration) -> Instant {
+    const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    now.checked_add(after).unwrap_or_else(|| now + NEVER)
+}
+
+/// Why the other side says that something failed. That it succeeded is not a reason.
+pub(super) fn told(code: i32, otherwise: Status) -> Status {
+    Status::from_code(code).filter(|s| *s != Status::Ok).unwrap_or(otherwise)
 }
 
 /// Who waits for a job.
@@ -78,7 +88,9 @@ pub struct Endpoint {
     pub(super) served: HashMap<(ConnId, u64), Served>,
     pub(super) jobs: HashMap<JobId, JobOwner>,
     pub(super) outputs: VecDeque<Output>,
-    pub(super) timers: BinaryHeap<Reverse<(Instant, Timer)>>,
+    pub(super) timers: BTreeSet<(Instant, Timer)>,
+    /// Parts of transfers, by the number that peers know them by.
+    pub(super) ops: HashMap<u64, (Id, usize)>,
     pub(super) failed: VecDeque<(Id, Vec<(u32, Vec<u32>)>)>,
     pub(super) next: u64,
     scratch: Scratch,
@@ -103,7 +115,8 @@ impl Endpoint {
             served: HashMap::new(),
             jobs: HashMap::new(),
             outputs: VecDeque::new(),
-            timers: BinaryHeap::new(),
+            timers: BTreeSet::new(),
+            ops: HashMap::new(),
             failed: VecDeque::new(),
             next: 0,
             scratch: Scratch::default(),
@@ -137,16 +150,16 @@ impl Endpoint {
 
     /// When [`Endpoint::handle_timeout`] should be called at the latest.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.peek().map(|Reverse((at, _))| *at)
+        self.timers.first().map(|(at, _)| *at)
     }
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        while let Some(Reverse((at, timer))) = self.timers.peek().copied() {
+        while let Some((at, timer)) = self.timers.first().copied() {
             if at > now {
                 return;
             }
-            self.timers.pop();
+            self.timers.pop_first();
             match timer {
                 Timer::Session(id) => self.session_timeout(now, id),
                 Timer::Handshake(id) => self.handshake_timeout(now, id),
@@ -176,32 +189,33 @@ impl Endpoint {
             | Message::Join(_)
             | Message::Directory(_)
             | Message::Link { .. } => self.on_session_message(now, conn, message),
-            Message::Ping => {
-                self.send(conn, Message::Pong);
-                Ok(())
-            }
-            Message::Pong => Ok(()),
             other => {
-                if !self.sessions.get(conn).is_some_and(Session::is_linked) {
-                    let text = format!("message type {} before the session was set up", other.type_code());
-                    return Err(Error::new(Status::Protocol, text));
+                let Some(s) = self.sessions.get_mut(conn) else { return Ok(()) };
+                match other {
+                    Message::Ping if s.is_live() => self.send(conn, Message::Pong),
+                    Message::Pong if s.is_live() => {}
+                    other if s.is_linked() => return self.on_request_message(now, conn, other),
+                    other => return s.defer(other),
                 }
-                self.on_request_message(now, conn, other)
+                Ok(())
             }
         }
     }
 
-    fn on_request_message(&mut self, now: Instant, conn: ConnId, message: Message) -> Result<()> {
+    pub(super) fn on_request_message(&mut self, now: Instant, conn: ConnId, message: Message) -> Result<()> {
         match message {
             Message::Read(r) => self.on_read(now, conn, r),
             Message::ReadFailed { op, status, text } => self.on_read_failed(now, conn, op, status, text),
             Message::ReadCancel { op } => self.on_read_cancel(conn, op),
-            Message::Done { op, request, consumers } => self.on_done(now, conn, op, &request, consumers),
+            Message::Done { op, request, round, consumers } => {
+                self.on_done(now, conn, op, (&request, round), consumers)
+            }
             Message::Ack { op, status } => self.on_ack(now, conn, op, status),
             Message::Write(w) => self.on_write(now, conn, w),
             Message::WriteGo { op, range, blocks } => self.on_write_go(now, conn, op, range, &blocks),
             Message::WriteDone { op, status, text, bytes } => self.on_write_done(now, conn, op, status, text, bytes),
             Message::WriteCancel { op } => self.on_write_cancel(now, conn, op),
+            Message::WriteAck { op, status } => self.on_write_ack(now, conn, op, status),
             Message::Notify(payload) => {
                 let (peer, rank) = self.peer_of(conn);
                 self.emit(Event { payload, peer, rank, ..Event::new(EventKind::Notification, Status::Ok) });
@@ -301,11 +315,17 @@ impl Endpoint {
     }
 
     pub(super) fn send(&mut self, conn: ConnId, message: Message) {
-        self.outputs.push_back(Output::Send { conn, message });
+        if self.sessions.get(conn).is_some() {
+            self.outputs.push_back(Output::Send { conn, message });
+        }
     }
 
     pub(super) fn timer(&mut self, at: Instant, timer: Timer) {
-        self.timers.push(Reverse((at, timer)));
+        self.timers.insert((at, timer));
+    }
+
+    pub(super) fn untimer(&mut self, at: Instant, timer: Timer) {
+        self.timers.remove(&(at, timer));
     }
 
     /// A number that is unique in this process.
@@ -322,6 +342,16 @@ impl Endpoint {
 
     pub(super) fn cancel_job(&mut self, job: JobId, reason: Status) {
         self.outputs.push_back(Output::CancelJob { job, reason });
+    }
+
+    /// The part of a transfer that the peer at the other end of this session calls `op`.
+    pub(super) fn find_op(&self, conn: ConnId, op: u64) -> Option<(Id, usize)> {
+        let (id, part) = *self.ops.get(&op)?;
+        let there = match self.transfers.get(id)? {
+            Transfer::Read(r) => r.conn(part),
+            Transfer::Write(w) => w.conn(part),
+        };
+        (there == Some(conn)).then_some((id, part))
     }
 
     /// Expands a request of a plan into spans from the pool.

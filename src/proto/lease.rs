@@ -1,12 +1,12 @@
 //! Offers: a source lends the blocks of a request until every consumer has them, or the lease ends.
 
-use super::endpoint::{Endpoint, Timer};
+use super::endpoint::{Endpoint, Timer, later};
 use super::event::{Event, EventKind};
 use super::id::{Id, Kind, Slab};
 use super::output::{ConnId, Output};
 use crate::error::{Error, Result, Status};
-use crate::wire::{Blocks, LeaseMark, Message, Ticket};
-use std::collections::{HashMap, VecDeque};
+use crate::wire::{Blocks, LeaseMark, Message, Ticket, limit};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// How many ended leases are remembered, so that a late consumer learns what happened to its data.
@@ -29,17 +29,32 @@ pub struct Offer {
 
 pub(super) struct Lease {
     pub offer: Offer,
+    pub round: u32,
     deadline: Instant,
-    /// Consumers that have acknowledged: (process, rank).
-    done: Vec<(u64, u32)>,
-    consumers: Option<u32>,
+    /// By instance, named by the process of its first rank: any of them that has all it wants releases the blocks.
+    consumers: BTreeMap<u64, Consumers>,
+}
+
+/// The ranks of one instance that read an offer.
+struct Consumers {
+    expected: u32,
+    done: BTreeSet<u32>,
+}
+
+/// What is remembered of a request's last offer.
+struct Ended {
+    status: Status,
+    round: u32,
+    /// Which entry of the queue is the current one.
+    serial: u64,
 }
 
 pub(super) struct Leases {
     slab: Slab<Lease>,
     by_request: HashMap<String, Id>,
-    ended: VecDeque<(String, Status)>,
-    ended_by_request: HashMap<String, Status>,
+    ended: VecDeque<(String, u64)>,
+    ended_by_request: HashMap<String, Ended>,
+    serial: u64,
 }
 
 impl Leases {
@@ -49,6 +64,7 @@ impl Leases {
             by_request: HashMap::new(),
             ended: VecDeque::new(),
             ended_by_request: HashMap::new(),
+            serial: 0,
         }
     }
 
@@ -56,27 +72,37 @@ impl Leases {
         self.slab.ids()
     }
 
-    pub fn find(&self, request: &str) -> Option<(Id, &Lease)> {
-        let id = *self.by_request.get(request)?;
-        self.slab.get(id).map(|l| (id, l))
+    pub fn len(&self) -> usize {
+        self.slab.len()
     }
 
-    /// Why a request that has no lease has none.
-    pub fn why_not(&self, request: &str) -> Error {
-        match self.ended_by_request.get(request) {
-            Some(status) => Error::new(*status, format!("the lease of request {request:?} has ended")),
-            None => Error::new(Status::UnknownRequest, format!("request {request:?} is not offered")),
+    /// The offer that a ticket of this request and round means, or why there is none.
+    pub fn find(&self, request: &str, round: u32) -> Result<(Id, &Lease)> {
+        let id = self.by_request.get(request).copied();
+        let held = id.and_then(|id| self.slab.get(id).map(|l| (id, l)));
+        match (held, self.ended_by_request.get(request)) {
+            (Some((id, l)), _) if l.round == round => Ok((id, l)),
+            (Some((_, l)), _) => {
+                let text = format!("request {request:?} was offered anew: round {}, the ticket's is {round}", l.round);
+                Err(Error::new(Status::LeaseExpired, text))
+            }
+            (None, Some(e)) => Err(Error::new(e.status, format!("the lease of request {request:?} has ended"))),
+            (None, None) => Err(Error::new(Status::UnknownRequest, format!("request {request:?} is not offered"))),
         }
     }
 
-    fn remember(&mut self, request: String, status: Status) {
+    fn remember(&mut self, request: String, status: Status, round: u32) {
         if self.ended.len() >= REMEMBERED {
-            if let Some((old, _)) = self.ended.pop_front() {
-                self.ended_by_request.remove(&old);
+            if let Some((old, serial)) = self.ended.pop_front() {
+                if self.ended_by_request.get(&old).is_some_and(|e| e.serial == serial) {
+                    self.ended_by_request.remove(&old);
+                }
             }
         }
-        self.ended_by_request.insert(request.clone(), status);
-        self.ended.push_back((request, status));
+        self.serial += 1;
+        let serial = self.serial;
+        self.ended_by_request.insert(request.clone(), Ended { status, round, serial });
+        self.ended.push_back((request, serial));
     }
 }
 
@@ -93,12 +119,13 @@ impl Endpoint {
         if self.leases.by_request.contains_key(&offer.request) {
             return Err(Error::new(Status::Duplicate, format!("request {:?} is offered already", offer.request)));
         }
-        let deadline = now + offer.lease.unwrap_or(self.config.lease);
+        let deadline = later(now, offer.lease.unwrap_or(self.config.lease));
         let request = offer.request.clone();
-        self.leases.ended_by_request.remove(&request);
-        let id = self.leases.slab.insert(Lease { offer, deadline, done: Vec::new(), consumers: None });
-        let mark = LeaseMark::new(self.me.incarnation, &request);
+        // The ranks of an instance offer the same requests in the same order, so that they count alike.
+        let round = self.leases.ended_by_request.get(&request).map_or(0, |e| e.round).wrapping_add(1);
+        let mark = LeaseMark::new(self.me.incarnation, &request, round);
         self.outputs.push_back(Output::Board { offset: mark.offset, word: mark.word });
+        let id = self.leases.slab.insert(Lease { offer, round, deadline, consumers: BTreeMap::new() });
         self.leases.by_request.insert(request, id);
         self.timer(deadline, Timer::Lease(id));
         Ok(id)
@@ -121,6 +148,7 @@ impl Endpoint {
             rank: self.me.rank,
             incarnation: self.me.incarnation,
             request: lease.offer.request.clone(),
+            round: lease.round,
             tokens: lease.offer.tokens,
             blocks: lease.offer.blocks.clone(),
         };
@@ -134,44 +162,59 @@ impl Endpoint {
             return Err(Error::new(Status::InvalidBlocks, text));
         }
         for (g, (list, group)) in blocks.iter().zip(groups).enumerate() {
+            if list.ids.len() > limit::BLOCKS {
+                let text = format!("group {g}: {} block ids, at most {}", list.ids.len(), limit::BLOCKS);
+                return Err(Error::new(Status::Limit, text));
+            }
             let bad = |id: &&u32| **id >= group.num_blocks && **id != crate::layout::NO_BLOCK;
             if let Some(id) = list.ids.iter().find(bad) {
                 let text = format!("group {g}: block id {id} is not below {}", group.num_blocks);
                 return Err(Error::new(Status::InvalidBlocks, text));
             }
         }
+        // They travel in one frame, with up to half of it for everything else.
+        let (total, max) = (blocks.iter().map(|b| b.ids.len()).sum::<usize>(), limit::FRAME / 8);
+        if total > max {
+            return Err(Error::new(Status::Limit, format!("{total} block ids in all groups, at most {max}")));
+        }
         Ok(())
     }
 
     /// A consumer has what it wants: tells it whether the lease still held, and counts it.
-    pub(super) fn on_done(&mut self, now: Instant, conn: ConnId, op: u64, request: &str, consumers: u32) -> Result<()> {
-        let who = self.sessions.get(conn).and_then(|s| s.remote.as_ref()).map(|r| (r.incarnation, r.rank));
-        let ranks = self.peer_for(conn).and_then(|(_, p, _)| p.directory.as_ref().map(|d| d.entries().len()));
-        let (Some(who), Some(ranks)) = (who, ranks) else { return Ok(()) };
-        if consumers == 0 || consumers as usize > ranks {
-            let text = format!("{consumers} consumers of request {request:?} in an instance of {ranks} ranks");
+    pub(super) fn on_done(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        op: u64,
+        (request, round): (&str, u32),
+        expected: u32,
+    ) -> Result<()> {
+        let directory = self.peer_for(conn).and_then(|(_, p, rank)| Some((p.directory.clone()?, rank)));
+        let Some((directory, rank)) = directory else { return Ok(()) };
+        let (ranks, instance) = (directory.entries().len(), directory.entry(0).map_or(0, |e| e.incarnation));
+        if expected == 0 || expected as usize > ranks {
+            let text = format!("{expected} consumers of request {request:?} in an instance of {ranks} ranks");
             return Err(Error::new(Status::Protocol, text));
         }
-        let id = self.leases.by_request.get(request).copied();
-        let Some(lease) = id.and_then(|id| self.leases.slab.get_mut(id)) else {
-            let status = self.leases.why_not(request).status();
-            self.send(conn, Message::Ack { op, status: status.code() });
+        let held = match self.leases.find(request, round) {
+            Ok((id, l)) if l.deadline > now => Ok(id),
+            Ok(_) => Err(Status::LeaseExpired),
+            Err(e) => Err(e.status()),
+        };
+        let status = held.err().map_or(0, Status::code);
+        let Some(lease) = held.ok().and_then(|id| self.leases.slab.get_mut(id)) else {
+            self.send(conn, Message::Ack { op, status });
             return Ok(());
         };
-        if lease.deadline <= now {
-            self.send(conn, Message::Ack { op, status: Status::LeaseExpired.code() });
-            return Ok(());
-        }
-        if *lease.consumers.get_or_insert(consumers) != consumers {
-            let text = format!("{consumers} consumers of request {request:?}, another rank said {:?}", lease.consumers);
+        let c = lease.consumers.entry(instance).or_insert(Consumers { expected, done: BTreeSet::new() });
+        if c.expected != expected {
+            let text = format!("{expected} consumers of request {request:?}, another rank said {}", c.expected);
             return Err(Error::new(Status::Protocol, text));
         }
-        if !lease.done.contains(&who) {
-            lease.done.push(who);
-        }
-        let finished = lease.done.len() >= consumers as usize;
+        c.done.insert(rank);
+        let finished = c.done.len() >= c.expected as usize;
         self.send(conn, Message::Ack { op, status: 0 });
-        if let (true, Some(id)) = (finished, id) {
+        if let (true, Ok(id)) = (finished, held) {
             self.end_lease(id, Status::Ok);
         }
         Ok(())
@@ -194,16 +237,20 @@ impl Endpoint {
         let Some(lease) = self.leases.slab.remove(id) else { return };
         let request = lease.offer.request;
         // Before the event: whoever still finds the word afterwards has read before the blocks could change.
-        let mark = LeaseMark::new(self.me.incarnation, &request);
+        let mark = LeaseMark::new(self.me.incarnation, &request, lease.round);
         self.outputs.push_back(Output::Board { offset: mark.offset, word: 0 });
         self.leases.by_request.remove(&request);
+        self.untimer(lease.deadline, Timer::Lease(id));
         let told = if status == Status::Ok { Status::UnknownRequest } else { Status::LeaseExpired };
-        self.leases.remember(request.clone(), told);
+        self.leases.remember(request.clone(), told, lease.round);
         self.stop_serving(&request, Status::LeaseExpired);
         let text = match status {
             Status::Ok => String::new(),
             _ => {
-                format!("{} of {:?} consumers had acknowledged request {request:?}", lease.done.len(), lease.consumers)
+                let of = |c: &Consumers| format!("{} of {}", c.done.len(), c.expected);
+                let done: Vec<String> = lease.consumers.values().map(of).collect();
+                let done = if done.is_empty() { "none".to_string() } else { done.join(", ") };
+                format!("request {request:?}: consumers that had acknowledged: {done}")
             }
         };
         let user_data = lease.offer.user_data;

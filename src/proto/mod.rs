@@ -5,11 +5,13 @@
 //! time at which it wants to be called again ([`Endpoint::poll_timeout`]). docs/requests.md states the contracts.
 
 mod config;
+mod counts;
 mod coverage;
 mod directory;
 mod endpoint;
 mod event;
 mod id;
+mod invalid;
 mod lease;
 mod liveness;
 mod output;
@@ -21,6 +23,7 @@ mod sink;
 mod write;
 
 pub use config::Config;
+pub use counts::Counts;
 pub use directory::Directory;
 pub use endpoint::{Endpoint, Identity};
 pub use event::{Event, EventKind};

@@ -30,6 +30,25 @@ pub enum Action {
     },
 }
 
+/// Tag of the stream of a read that its sink calls `op`: even, whereas a write's is odd. Both sides number their
+/// operations from one, and a reader's stream and a writer's stream may run in the same direction of one link.
+pub(super) fn read_tag(op: u64) -> u64 {
+    op << 1
+}
+
+/// Tag of the stream of a write that its source calls `op`.
+pub(super) fn write_tag(op: u64) -> u64 {
+    op << 1 | 1
+}
+
+/// Refuses numbers whose tags would not be unique.
+pub(super) fn check_op(op: u64) -> Result<(), Error> {
+    match op >> 63 {
+        0 => Ok(()),
+        _ => Err(Error::new(Status::Protocol, format!("operation number {op:#x} is not below 2^63"))),
+    }
+}
+
 /// What a link to a rank can do, in this endpoint's terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkInfo {

@@ -1,7 +1,7 @@
 //! Peers: another instance, the plans with it, and the sessions that the plans need.
 
 use super::directory::Directory;
-use super::endpoint::{Endpoint, Timer, Transfer};
+use super::endpoint::{Endpoint, Timer, Transfer, later};
 use super::event::{Event, EventKind};
 use super::id::Id;
 use super::output::{ConnId, Output};
@@ -82,7 +82,7 @@ impl Endpoint {
     pub fn handshake(&mut self, now: Instant, address: &str, direction: Direction, user_data: u64) -> Result<Id> {
         self.limit("peers", self.peers.len(), self.config.max_peers)?;
         self.limit("sessions", self.sessions.len(), self.config.max_sessions)?;
-        let deadline = now + self.config.handshake_timeout;
+        let deadline = later(now, self.config.handshake_timeout);
         let mut peer = Peer::new(true, direction);
         peer.handshake =
             Some(Handshake { user_data, deadline, address: address.to_string(), started: false, needed: None });
@@ -144,7 +144,7 @@ impl Endpoint {
         }
         let Some(p) = self.peers.get_mut(peer) else { return Ok(()) };
         p.instance = remote.instance;
-        p.sessions.insert(remote.rank, conn);
+        p.sessions.entry(remote.rank).or_insert(conn);
         match &p.directory {
             None => {
                 p.directory = Some(Arc::new(directory));
@@ -259,9 +259,15 @@ impl Endpoint {
     }
 
     pub(super) fn session_linked(&mut self, now: Instant, conn: ConnId) {
-        if let Some(peer) = self.sessions.get(conn).and_then(|s| s.peer) {
-            self.check_handshake(now, peer);
+        let Some(s) = self.sessions.get(conn) else { return };
+        let (Some(peer), Some(rank)) = (s.peer, s.remote.as_ref().map(|r| r.rank)) else { return };
+        let first = self.peers.get(peer).and_then(|p| p.sessions.get(&rank).copied());
+        if !first.and_then(|c| self.sessions.get(c)).is_some_and(Session::is_linked) {
+            if let Some(p) = self.peers.get_mut(peer) {
+                p.sessions.insert(rank, conn);
+            }
         }
+        self.check_handshake(now, peer);
     }
 
     fn missing_ranks(&self, peer: Id) -> Vec<u32> {
@@ -280,6 +286,7 @@ impl Endpoint {
         }
         let text = self.transports(peer);
         let Some(h) = self.peers.get_mut(peer).and_then(|p| p.handshake.take()) else { return };
+        self.untimer(h.deadline, Timer::Handshake(peer));
         self.emit(Event { text, user_data: h.user_data, peer: peer.0, ..Event::new(EventKind::Handshake, Status::Ok) });
     }
 
@@ -309,6 +316,7 @@ impl Endpoint {
     fn fail_handshake(&mut self, now: Instant, id: Id, error: Error) {
         let Some(p) = self.peers.get_mut(id) else { return };
         let Some(h) = p.handshake.take() else { return };
+        self.untimer(h.deadline, Timer::Handshake(id));
         let event = Event {
             text: error.message().to_string(),
             user_data: h.user_data,
@@ -356,6 +364,15 @@ impl Endpoint {
         let Some(peer) = session.peer else { return };
         let Some(p) = self.peers.get_mut(peer) else { return };
         p.sessions.retain(|_, c| *c != conn);
+        // A rank may have connected more than once.
+        let others = self.sessions.iter().filter(|(_, s)| s.peer == Some(peer));
+        let mut others: Vec<(bool, u32, ConnId)> =
+            others.filter_map(|(c, s)| Some((!s.is_linked(), s.remote.as_ref()?.rank, c))).collect();
+        others.sort_unstable();
+        let idle = others.is_empty();
+        for (_, rank, other) in others {
+            p.sessions.entry(rank).or_insert(other);
+        }
         if p.handshake.is_some() {
             return self.fail_handshake(now, peer, error);
         }
@@ -367,7 +384,7 @@ impl Endpoint {
                 let event = Event { text, peer: peer.0, rank, ..Event::new(EventKind::PeerDown, error.status()) };
                 self.emit(event);
             }
-        } else if p.sessions.is_empty() {
+        } else if idle {
             self.peers.remove(peer);
         }
     }

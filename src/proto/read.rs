@@ -3,10 +3,11 @@
 //! Each part (one source rank) fetches its spans, by pulling or as a stream, and then asks the source whether the lease
 //! still held. Only that answer makes the data valid: it was read completely before the source could have reused it.
 
-use super::endpoint::{Endpoint, JobOwner, Timer, Transfer};
+use super::endpoint::{Endpoint, JobOwner, Timer, Transfer, later, told};
 use super::event::{Event, EventKind};
 use super::id::Id;
-use super::output::{Action, ConnId, JobEnd, JobId, Output};
+use super::invalid::touched;
+use super::output::{Action, ConnId, JobEnd, JobId, Output, read_tag};
 use super::peer::bad_peer;
 use crate::error::{Error, Result, Status};
 use crate::layout::{Form, Span};
@@ -63,6 +64,8 @@ struct Part {
 pub(super) struct ReadTransfer {
     peer: Id,
     request: String,
+    round: u32,
+    range: Range,
     blocks: Vec<Blocks>,
     parts: Vec<Part>,
     /// Source ranks that only want to hear that we are done.
@@ -77,6 +80,15 @@ pub(super) struct ReadTransfer {
 }
 
 impl ReadTransfer {
+    pub fn conn(&self, part: usize) -> Option<ConnId> {
+        self.parts.get(part).map(|p| p.conn)
+    }
+
+    /// What a source rank is told when its part is here.
+    fn done(&self, op: u64, consumers: u32) -> Message {
+        Message::Done { op, request: self.request.clone(), round: self.round, consumers }
+    }
+
     pub fn uses(&self, conn: ConnId) -> bool {
         self.parts.iter().any(|p| p.conn == conn && p.step != Step::Valid)
     }
@@ -129,10 +141,12 @@ impl Endpoint {
             let staged = matches!(plan.form(), Form::Staged { .. });
             ready.push((conn, consumers, spans, staged, plan.destination_groups()));
         }
-        let deadline = now + args.timeout.unwrap_or(self.config.transfer_timeout);
+        let deadline = later(now, args.timeout.unwrap_or(self.config.transfer_timeout));
         let id = self.transfers.insert(Transfer::Read(ReadTransfer {
             peer: args.peer,
             request: ticket.request.clone(),
+            round: ticket.round,
+            range,
             blocks: args.blocks.clone(),
             parts: Vec::new(),
             courtesy: courtesy.into_iter().map(|(conn, n, _)| (conn, n)).collect(),
@@ -146,7 +160,7 @@ impl Endpoint {
         }));
         self.timer(deadline, Timer::Transfer(id));
         for (conn, consumers, spans, staged, groups) in ready {
-            self.start_part(id, conn, consumers, spans, staged, groups, &ticket.request, &range, &args.blocks);
+            self.start_part(id, conn, consumers, spans, staged, groups);
         }
         self.check_read(now, id);
         Ok(id)
@@ -175,19 +189,7 @@ impl Endpoint {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn start_part(
-        &mut self,
-        id: Id,
-        conn: ConnId,
-        consumers: u32,
-        spans: Vec<Span>,
-        staged: bool,
-        groups: Vec<u32>,
-        request: &str,
-        range: &Range,
-        blocks: &[Blocks],
-    ) {
+    fn start_part(&mut self, id: Id, conn: ConnId, consumers: u32, spans: Vec<Span>, staged: bool, groups: Vec<u32>) {
         let op = self.fresh();
         let pull = self.sessions.get(conn).is_some_and(|s| s.we_pull());
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
@@ -196,9 +198,13 @@ impl Endpoint {
         let step = if fetch { Step::Fetching } else { Step::Validating };
         let streamed = fetch && !pull;
         r.parts.push(Part { conn, op, consumers, step, job: None, streamed, groups, gone: false });
+        let done = r.done(op, consumers);
+        let (round, range) = (r.round, r.range);
+        let (request, blocks) = (r.request.clone(), r.blocks.clone());
+        self.ops.insert(op, (id, index));
         if !fetch {
             self.give_spans(spans);
-            return self.send(conn, Message::Done { op, request: request.to_string(), consumers });
+            return self.send(conn, done);
         }
         let job = self.new_job(JobOwner::Read { transfer: id, part: index });
         if let Some(Transfer::Read(r)) = self.transfers.get_mut(id) {
@@ -206,20 +212,18 @@ impl Endpoint {
                 p.job = Some(job);
             }
         }
-        let action = if pull { Action::Pull } else { Action::Receive { tag: op } };
+        let action = if pull { Action::Pull } else { Action::Receive { tag: read_tag(op) } };
         let source = self.sessions.get(conn).and_then(|s| s.remote.as_ref()).map(|r| r.incarnation);
-        let mark = source.filter(|_| pull).map(|source| LeaseMark::new(source, request));
+        let mark = source.filter(|_| pull).map(|source| LeaseMark::new(source, &request, round));
         self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark });
         if !pull {
-            let (request, blocks) = (request.to_string(), blocks.to_vec());
-            self.send(conn, Message::Read(ReadRequest { op, request, range: *range, blocks }));
+            self.send(conn, Message::Read(ReadRequest { op, request, round, range, blocks }));
         }
     }
 
     pub(super) fn read_job_ended(&mut self, now: Instant, id: Id, part: usize, end: JobEnd, spans: u64) {
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
         r.quarantined |= !end.quiescent;
-        let request = r.request.clone();
         let Some(p) = r.parts.get_mut(part) else { return };
         p.job = None;
         match end.result {
@@ -229,7 +233,8 @@ impl Endpoint {
                 r.bytes += end.bytes;
                 r.spans += spans;
                 let (conn, op, consumers) = (p.conn, p.op, p.consumers);
-                self.send(conn, Message::Done { op, request, consumers });
+                let done = r.done(op, consumers);
+                self.send(conn, done);
             }
             Ok(()) => p.step = Step::Failed,
             Err(e) => {
@@ -241,12 +246,12 @@ impl Endpoint {
     }
 
     pub(super) fn on_ack(&mut self, now: Instant, conn: ConnId, op: u64, status: i32) -> Result<()> {
-        let found = self.find_part(conn, op);
-        let Some((id, part)) = found else { return Ok(()) };
+        let Some((id, part)) = self.find_op(conn, op) else { return Ok(()) };
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return Ok(()) };
         let request = r.request.clone();
         let Some(p) = r.parts.get_mut(part) else { return Ok(()) };
-        if p.step == Step::Valid {
+        if matches!(p.step, Step::Failed | Step::Valid) {
+            // Another part failed while this answer was under way, or the source's board had answered before.
             return Ok(());
         }
         if p.step != Step::Validating {
@@ -256,7 +261,7 @@ impl Endpoint {
             p.step = Step::Valid;
         } else {
             p.step = Step::Failed;
-            let status = Status::from_code(status).unwrap_or(Status::Protocol);
+            let status = told(status, Status::Protocol);
             let text = format!("the source's lease of request {request:?} did not hold until the data was here");
             self.fail_read(now, id, Error::new(status, text));
         }
@@ -272,19 +277,17 @@ impl Endpoint {
         status: i32,
         text: String,
     ) -> Result<()> {
-        if let Some((id, _)) = self.find_part(conn, op) {
-            let status = Status::from_code(status).unwrap_or(Status::Refused);
+        let Some((id, part)) = self.find_op(conn, op) else { return Ok(()) };
+        if let Some(Transfer::Read(r)) = self.transfers.get(id) {
+            if r.parts.get(part).is_some_and(|p| p.step == Step::Valid) {
+                // The lease ended with our own acknowledgement, before the source's job was reported to it.
+                return Ok(());
+            }
+            let status = told(status, Status::Refused);
             self.fail_read(now, id, Error::new(status, format!("the source refused: {text}")));
             self.check_read(now, id);
         }
         Ok(())
-    }
-
-    fn find_part(&self, conn: ConnId, op: u64) -> Option<(Id, usize)> {
-        self.transfers.iter().find_map(|(id, t)| match t {
-            Transfer::Read(r) => r.parts.iter().position(|p| p.conn == conn && p.op == op).map(|i| (id, i)),
-            Transfer::Write(_) => None,
-        })
     }
 
     /// Stops what runs; the event comes when nothing touches the destination any more.
@@ -318,7 +321,11 @@ impl Endpoint {
         if r.parts.iter().any(running) {
             return;
         }
-        let Some(Transfer::Read(r)) = self.transfers.remove(id) else { return };
+        let Some(Transfer::Read(mut r)) = self.transfers.remove(id) else { return };
+        self.untimer(r.deadline, Timer::Transfer(id));
+        for p in &r.parts {
+            self.ops.remove(&p.op);
+        }
         let mut event = Event {
             id: id.0,
             peer: r.peer.0,
@@ -327,16 +334,16 @@ impl Endpoint {
             spans: r.spans,
             ..Event::new(EventKind::Transfer, Status::Ok)
         };
-        match r.failure {
+        match r.failure.take() {
             None => {
-                let mut told: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
-                for (conn, consumers) in r.courtesy {
+                let mut everybody: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
+                for (conn, consumers) in &r.courtesy {
                     let op = self.fresh();
-                    self.send(conn, Message::Done { op, request: r.request.clone(), consumers });
-                    told.push(conn);
+                    self.send(*conn, r.done(op, *consumers));
+                    everybody.push(*conn);
                 }
                 for payload in r.notify {
-                    for conn in &told {
+                    for conn in &everybody {
                         self.send(*conn, Message::Notify(payload.clone()));
                     }
                 }
@@ -344,18 +351,19 @@ impl Endpoint {
             Some(e) => {
                 let status = if r.quarantined { Status::Quarantined } else { e.status() };
                 (event.status, event.text) = (status, e.message().to_string());
-                self.remember_failed(id, &r.parts, &r.blocks);
+                self.remember_failed(id, &r);
             }
         }
         self.emit(event);
     }
 
-    fn remember_failed(&mut self, id: Id, parts: &[Part], blocks: &[Blocks]) {
+    fn remember_failed(&mut self, id: Id, r: &ReadTransfer) {
         let mut groups: Vec<u32> =
-            parts.iter().filter(|p| p.step != Step::Valid).flat_map(|p| p.groups.iter().copied()).collect();
+            r.parts.iter().filter(|p| p.step != Step::Valid).flat_map(|p| p.groups.iter().copied()).collect();
         groups.sort_unstable();
         groups.dedup();
-        let lost = groups.into_iter().filter_map(|g| blocks.get(g as usize).map(|b| (g, b.ids.clone()))).collect();
+        let one = |g: u32| Some((g, touched(&self.layout, g, r.blocks.get(g as usize)?, &r.range)));
+        let lost = groups.into_iter().filter_map(one).filter(|(_, ids)| !ids.is_empty()).collect();
         if self.failed.len() >= REMEMBERED {
             self.failed.pop_front();
         }

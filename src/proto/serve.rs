@@ -1,7 +1,7 @@
 //! The source's side of a streamed read.
 
 use super::endpoint::{Endpoint, JobOwner};
-use super::output::{Action, ConnId, JobEnd, JobId, Output};
+use super::output::{Action, ConnId, JobEnd, JobId, Output, check_op, read_tag};
 use crate::error::{Error, Result, Status};
 use crate::layout::Form;
 use crate::wire::{Message, ReadRequest};
@@ -16,6 +16,7 @@ pub(super) struct Served {
 impl Endpoint {
     pub(super) fn on_read(&mut self, now: Instant, conn: ConnId, r: ReadRequest) -> Result<()> {
         let op = r.op;
+        check_op(op)?;
         if self.served.contains_key(&(conn, op)) {
             return Err(Error::new(Status::Protocol, format!("read {op} is running already")));
         }
@@ -30,7 +31,8 @@ impl Endpoint {
         let Some((peer, _, rank)) = self.peer_for(conn) else {
             return Err(Error::new(Status::Protocol, "read before the directory"));
         };
-        let Some((_, lease)) = self.leases.find(&r.request) else { return Err(self.leases.why_not(&r.request)) };
+        self.limit("streams", self.served.len(), self.config.max_transfers)?;
+        let (_, lease) = self.leases.find(&r.request, r.round)?;
         let (blocks, tokens) = (lease.offer.blocks.clone(), lease.offer.tokens);
         if r.range.token_total != tokens {
             let text = format!("request {:?} has {tokens} tokens, the reader says {}", r.request, r.range.token_total);
@@ -44,14 +46,8 @@ impl Endpoint {
         let staged = matches!(plan.form(), Form::Staged { .. });
         let job = self.new_job(JobOwner::Serve { conn, op: r.op });
         self.served.insert((conn, r.op), Served { job, request: r.request });
-        self.outputs.push_back(Output::Post {
-            job,
-            conn,
-            action: Action::Send { tag: r.op },
-            spans,
-            staged,
-            mark: None,
-        });
+        let action = Action::Send { tag: read_tag(r.op) };
+        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark: None });
         Ok(())
     }
 
@@ -69,8 +65,11 @@ impl Endpoint {
 
     /// The lease of a request ended: nobody is sent its blocks any more.
     pub(super) fn stop_serving(&mut self, request: &str, reason: Status) {
-        let jobs: Vec<JobId> = self.served.values().filter(|s| s.request == request).map(|s| s.job).collect();
-        for job in jobs {
+        let mine = self.served.iter().filter(|(_, s)| s.request == request);
+        let mine: Vec<(ConnId, u64, JobId)> = mine.map(|((conn, op), s)| (*conn, *op, s.job)).collect();
+        for (conn, op, job) in mine {
+            let text = format!("the lease of request {request:?} has ended");
+            self.send(conn, Message::ReadFailed { op, status: reason.code(), text });
             self.cancel_job(job, reason);
         }
     }

@@ -1,7 +1,7 @@
 //! Sessions: one control connection with one rank, from hello to linked.
 
 use super::directory::Directory;
-use super::endpoint::{Endpoint, Timer};
+use super::endpoint::{Endpoint, Timer, later, told};
 use super::event::{Event, EventKind};
 use super::id::Id;
 use super::output::{ConnId, LinkInfo, Output};
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How long the first rank keeps trying to be reached by the others.
 const JOIN_RETRY: Duration = Duration::from_millis(100);
+/// Messages that are kept for the moment at which the link is complete.
+const DEFERRED: usize = 1024;
 
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,8 @@ enum State {
     Introduced,
     /// The transport is being linked.
     Linking,
+    /// Both have linked; our data connection is being made. The other side takes the link for complete already.
+    Attaching,
     /// Requests may pass.
     Linked,
 }
@@ -54,8 +58,13 @@ pub(super) struct Session {
     pub address: String,
     expected: u64,
     token: u64,
+    /// The wire version that both speak.
+    version: u16,
     pub last_heard: Instant,
     pub asked: u32,
+    /// When its timer rings.
+    pub due: Option<Instant>,
+    deferred: Vec<Message>,
 }
 
 impl Session {
@@ -71,8 +80,11 @@ impl Session {
             address: String::new(),
             expected: 0,
             token: 0,
+            version: 0,
             last_heard: now,
             asked: 0,
+            due: None,
+            deferred: Vec::new(),
         }
     }
 
@@ -92,7 +104,17 @@ impl Session {
 
     /// Messages may be exchanged: the other side has said who it is.
     pub fn is_live(&self) -> bool {
-        matches!(self.state, State::Introduced | State::Linking | State::Linked)
+        matches!(self.state, State::Introduced | State::Linking | State::Attaching | State::Linked)
+    }
+
+    /// Keeps a request of a side that takes the link for complete before we can.
+    pub fn defer(&mut self, message: Message) -> Result<()> {
+        if self.state == State::Attaching && self.deferred.len() < DEFERRED {
+            self.deferred.push(message);
+            return Ok(());
+        }
+        let text = format!("message type {} while the session is {:?}", message.type_code(), self.state);
+        Err(Error::new(Status::Protocol, text))
     }
 }
 
@@ -112,7 +134,6 @@ impl Endpoint {
             self.members.insert(0, entry);
             self.complete_instance(now);
         } else {
-            self.timer(now + self.config.handshake_timeout, Timer::Join);
             self.join(now);
         }
     }
@@ -122,6 +143,7 @@ impl Endpoint {
         session.address = self.me.leader.clone();
         let address = session.address.clone();
         let conn = self.sessions.insert(session);
+        self.watch(now, conn);
         self.outputs.push_back(Output::Connect { conn, address });
     }
 
@@ -154,7 +176,12 @@ impl Endpoint {
                 }
                 self.instance_complete(now, directory);
             }
-            Err(e) => self.emit(Event { text: e.message().into(), ..Event::new(EventKind::Ready, e.status()) }),
+            Err(e) => {
+                self.emit(Event { text: e.message().into(), ..Event::new(EventKind::Ready, e.status()) });
+                let joins = |s: &Session| !s.ours && s.purpose == Purpose::Join;
+                let conns: Vec<ConnId> = self.sessions.iter().filter(|(_, s)| joins(s)).map(|(c, _)| c).collect();
+                conns.into_iter().for_each(|c| self.refuse(now, c, e.clone()));
+            }
         }
     }
 
@@ -176,6 +203,7 @@ impl Endpoint {
         session.expected = expected;
         session.address = address.to_string();
         let conn = self.sessions.insert(session);
+        self.watch(now, conn);
         self.outputs.push_back(Output::Connect { conn, address: address.to_string() });
         Ok(conn)
     }
@@ -195,7 +223,6 @@ impl Endpoint {
             expected,
         };
         self.send(conn, hello);
-        self.timer(now + self.config.heartbeat, Timer::Session(conn));
         true
     }
 
@@ -206,7 +233,7 @@ impl Endpoint {
     pub fn handle_accepted(&mut self, now: Instant) -> Result<ConnId> {
         self.limit("sessions", self.sessions.len(), self.config.max_sessions)?;
         let conn = self.sessions.insert(Session::new(now, false, Purpose::Peer, None));
-        self.timer(now + self.config.heartbeat, Timer::Session(conn));
+        self.watch(now, conn);
         Ok(conn)
     }
 
@@ -226,19 +253,31 @@ impl Endpoint {
     /// Forgets a session; everything that depended on it fails.
     pub(super) fn drop_session(&mut self, now: Instant, conn: ConnId, error: Error) {
         let Some(session) = self.sessions.remove(conn) else { return };
-        if matches!(session.state, State::Linking | State::Linked) {
+        if let Some(due) = session.due {
+            self.untimer(due, Timer::Session(conn));
+        }
+        if matches!(session.state, State::Linking | State::Attaching | State::Linked) {
             self.outputs.push_back(Output::Unlink { conn });
         }
         if session.purpose == Purpose::Join {
             if session.ours && self.directory.is_none() {
                 self.join_lost(now, error);
             } else if let (false, None, Some(remote)) = (session.ours, &self.directory, &session.remote) {
-                // A rank that died while the instance was forming may come again.
-                self.members.remove(&remote.rank);
+                self.forget_member(remote);
             }
             return;
         }
         self.session_lost(now, conn, session, error);
+    }
+
+    /// A rank that died while the instance was forming may come again, as another process even. One that has joined over
+    /// another connection stays.
+    fn forget_member(&mut self, remote: &Remote) {
+        let joined = self.members.get(&remote.rank).is_some_and(|e| e.incarnation == remote.incarnation);
+        let again = |s: &Session| !s.ours && s.purpose == Purpose::Join && s.remote.as_ref() == Some(remote);
+        if joined && !self.sessions.iter().any(|(_, s)| again(s)) {
+            self.members.remove(&remote.rank);
+        }
     }
 
     fn join_lost(&mut self, now: Instant, error: Error) {
@@ -246,7 +285,7 @@ impl Endpoint {
         if fatal {
             self.emit(Event { text: error.message().into(), ..Event::new(EventKind::Ready, error.status()) });
         } else {
-            self.timer(now + JOIN_RETRY, Timer::Join);
+            self.timer(later(now, JOIN_RETRY), Timer::Join);
         }
     }
 
@@ -259,10 +298,10 @@ impl Endpoint {
             }
             (State::Greeted, Message::Welcome { version, instance, incarnation, rank, token }) => {
                 wire::negotiate((wire::VERSION_MIN, wire::VERSION_MAX), (version, version))?;
-                self.on_welcome(conn, Remote { instance, incarnation, rank }, token)
+                self.on_welcome(now, conn, Remote { instance, incarnation, rank }, token)
             }
             (_, Message::Refuse { status, text }) => {
-                let status = Status::from_code(status).unwrap_or(Status::Refused);
+                let status = told(status, Status::Refused);
                 self.outputs.push_back(Output::Close { conn });
                 self.drop_session(now, conn, Error::new(status, format!("the peer refused: {text}")));
                 Ok(())
@@ -288,7 +327,7 @@ impl Endpoint {
         remote: Remote,
         expected: u64,
     ) -> Result<()> {
-        wire::negotiate((wire::VERSION_MIN, wire::VERSION_MAX), versions)?;
+        let version = wire::negotiate((wire::VERSION_MIN, wire::VERSION_MAX), versions)?;
         if expected != 0 && expected != self.me.incarnation {
             let text = format!("this is process {:#x}, the peer expects {expected:#x}", self.me.incarnation);
             return Err(Error::new(Status::Incarnation, text));
@@ -299,6 +338,7 @@ impl Endpoint {
         let Some(s) = self.sessions.get_mut(conn) else { return Ok(()) };
         s.purpose = purpose;
         s.remote = Some(remote);
+        s.version = version;
         if purpose == Purpose::Peer && self.directory.is_none() {
             s.state = State::Waiting;
             return Ok(());
@@ -314,7 +354,7 @@ impl Endpoint {
             format!("rank of instance {:?} joins instance {:?}", remote.instance, self.me.instance)
         } else if remote.rank == 0 || remote.rank >= self.me.ranks {
             format!("rank {} joins an instance of {} ranks", remote.rank, self.me.ranks)
-        } else if self.directory.is_some() || self.members.contains_key(&remote.rank) {
+        } else if self.members.get(&remote.rank).is_some_and(|e| e.incarnation != remote.incarnation) {
             format!("rank {} of instance {:?} has joined already", remote.rank, self.me.instance)
         } else {
             return Ok(());
@@ -322,14 +362,15 @@ impl Endpoint {
         Err(Error::new(Status::Refused, text))
     }
 
-    fn welcome(&mut self, _now: Instant, conn: ConnId) {
+    fn welcome(&mut self, now: Instant, conn: ConnId) {
         let token = self.me.incarnation.rotate_left(17) ^ self.fresh().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ conn.0;
         let Some(s) = self.sessions.get_mut(conn) else { return };
         s.state = State::Introduced;
         s.token = token;
-        let purpose = s.purpose;
+        let (purpose, version) = (s.purpose, s.version);
+        self.watch(now, conn);
         let welcome = Message::Welcome {
-            version: wire::VERSION_MAX,
+            version,
             instance: self.me.instance.clone(),
             incarnation: self.me.incarnation,
             rank: self.me.rank,
@@ -349,7 +390,7 @@ impl Endpoint {
         }
     }
 
-    fn on_welcome(&mut self, conn: ConnId, remote: Remote, token: u64) -> Result<()> {
+    fn on_welcome(&mut self, now: Instant, conn: ConnId, remote: Remote, token: u64) -> Result<()> {
         let Some(s) = self.sessions.get_mut(conn) else { return Ok(()) };
         if s.expected != 0 && s.expected != remote.incarnation {
             let text = format!("expected process {:#x}, process {:#x} answered", s.expected, remote.incarnation);
@@ -358,7 +399,9 @@ impl Endpoint {
         s.state = State::Introduced;
         s.remote = Some(remote);
         s.token = token;
-        match (s.purpose, self.entry.clone()) {
+        let purpose = s.purpose;
+        self.watch(now, conn);
+        match (purpose, self.entry.clone()) {
             (Purpose::Join, Some(entry)) => self.send(conn, Message::Join(entry)),
             (Purpose::Peer, _) => self.send_directory(conn),
             (Purpose::Join, None) => {}
@@ -376,6 +419,11 @@ impl Endpoint {
         if let Some(remote) = &remote {
             self.check_join(remote)?;
         }
+        if self.directory.is_some() {
+            // It has joined before, and lost its connection before the directory reached it.
+            self.send_directory(conn);
+            return Ok(());
+        }
         self.members.insert(entry.rank, entry);
         self.complete_instance(now);
         Ok(())
@@ -390,6 +438,11 @@ impl Endpoint {
             return Err(Error::new(Status::Protocol, text));
         }
         if s.purpose == Purpose::Join {
+            let (ours, listed) = (s.ours, directory.entry(self.me.rank).map(|e| e.incarnation));
+            if !ours || listed != Some(self.me.incarnation) {
+                let text = format!("a directory for rank {} that lists {listed:x?} there", self.me.rank);
+                return Err(Error::new(Status::Protocol, text));
+            }
             if self.directory.is_none() {
                 self.instance_complete(now, directory);
             }
@@ -455,9 +508,9 @@ impl Endpoint {
             return Err(Error::new(Status::Protocol, text));
         }
         if s.we_pull() && pull {
-            s.state = State::Linked;
-            self.session_linked(now, conn);
+            self.complete_link(now, conn);
         } else {
+            s.state = State::Attaching;
             let (address, token) = (s.address.clone(), s.token);
             self.outputs.push_back(Output::OpenStream { conn, address, token });
         }
@@ -469,9 +522,18 @@ impl Endpoint {
         if let Err(e) = result {
             return self.refuse(now, conn, e);
         }
-        if let Some(s) = self.sessions.get_mut(conn) {
-            s.state = State::Linked;
-            self.session_linked(now, conn);
+        self.complete_link(now, conn);
+    }
+
+    fn complete_link(&mut self, now: Instant, conn: ConnId) {
+        let Some(s) = self.sessions.get_mut(conn) else { return };
+        s.state = State::Linked;
+        let early = std::mem::take(&mut s.deferred);
+        self.session_linked(now, conn);
+        for message in early {
+            if let Err(e) = self.on_request_message(now, conn, message) {
+                return self.refuse(now, conn, e);
+            }
         }
     }
 

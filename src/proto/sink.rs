@@ -1,15 +1,16 @@
 //! Accepts: the destination's side of writes.
 
 use super::coverage::Coverage;
-use super::endpoint::{Endpoint, JobOwner, Timer};
+use super::endpoint::{Endpoint, JobOwner, Timer, later, told};
 use super::event::{Event, EventKind};
 use super::id::{Id, Kind, Slab};
 use super::lease::check_request;
-use super::output::{Action, ConnId, JobEnd, JobId, Output};
+use super::output::{Action, ConnId, JobEnd, JobId, Output, check_op, write_tag};
 use crate::error::{Error, Result, Status};
-use crate::layout::{Form, Plan};
+use crate::layout::{Form, Inbound, Plan};
 use crate::wire::{Blocks, Message, Range, WriteRequest};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a destination accepts.
@@ -35,6 +36,9 @@ struct Op {
     op: u64,
     rank: u32,
     job: Option<JobId>,
+    /// Pulled: counts once the source has confirmed that it still held it.
+    pulled: bool,
+    bytes: u64,
     range: Range,
     last: bool,
     aux: Vec<u8>,
@@ -69,16 +73,28 @@ struct Parked {
 pub(super) struct Accepts {
     slab: Slab<Accept>,
     by_request: HashMap<String, Id>,
+    /// Announced writes, by session and the source's number.
+    by_op: HashMap<(ConnId, u64), (Id, usize)>,
     parked: Vec<Parked>,
 }
 
 impl Accepts {
     pub fn new(seed: u64) -> Accepts {
-        Accepts { slab: Slab::new(Kind::Accept, seed), by_request: HashMap::new(), parked: Vec::new() }
+        Accepts {
+            slab: Slab::new(Kind::Accept, seed),
+            by_request: HashMap::new(),
+            by_op: HashMap::new(),
+            parked: Vec::new(),
+        }
     }
 
     pub fn ids(&self) -> Vec<Id> {
         self.slab.ids()
+    }
+
+    /// Accepts, parked writes, announced writes.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        (self.slab.len(), self.parked.len(), self.by_op.len())
     }
 }
 
@@ -99,7 +115,7 @@ impl Endpoint {
         if self.accepts.by_request.contains_key(&args.request) {
             return Err(Error::new(Status::Duplicate, format!("request {:?} is accepted already", args.request)));
         }
-        let deadline = now + args.timeout.unwrap_or(self.config.transfer_timeout);
+        let deadline = later(now, args.timeout.unwrap_or(self.config.transfer_timeout));
         let request = args.request.clone();
         let id = self.accepts.slab.insert(Accept {
             args,
@@ -114,21 +130,23 @@ impl Endpoint {
         });
         self.accepts.by_request.insert(request.clone(), id);
         self.timer(deadline, Timer::Accept(id));
-        let (mine, others) =
-            std::mem::take(&mut self.accepts.parked).into_iter().partition(|p| p.write.request == request);
-        self.accepts.parked = others;
-        let mine: Vec<Parked> = mine;
-        for p in mine {
+        for p in self.unpark(|p| p.write.request == request) {
             self.take_write(now, p.conn, p.write);
         }
+        self.check_accept(now, id);
         Ok(id)
     }
 
     pub(super) fn on_write(&mut self, now: Instant, conn: ConnId, w: WriteRequest) -> Result<()> {
+        check_op(w.op)?;
+        let parked = |p: &Parked| p.conn == conn && p.write.op == w.op;
+        if self.accepts.by_op.contains_key(&(conn, w.op)) || self.accepts.parked.iter().any(parked) {
+            return Err(Error::new(Status::Protocol, format!("write {} was announced already", w.op)));
+        }
         if self.accepts.by_request.contains_key(&w.request) {
             self.take_write(now, conn, w);
         } else if self.accepts.parked.len() < self.config.max_parked {
-            let until = now + self.config.transfer_timeout;
+            let until = later(now, self.config.transfer_timeout);
             self.timer(until, Timer::Parked);
             self.accepts.parked.push(Parked { conn, write: w, until });
         } else {
@@ -138,11 +156,21 @@ impl Endpoint {
         Ok(())
     }
 
-    pub(super) fn parked_timeout(&mut self, now: Instant) {
-        let (late, rest): (Vec<Parked>, Vec<Parked>) =
-            std::mem::take(&mut self.accepts.parked).into_iter().partition(|p| p.until <= now);
+    /// Takes some of the parked writes out, with the timers that only they need.
+    fn unpark(&mut self, which: impl Fn(&Parked) -> bool) -> Vec<Parked> {
+        let (out, rest): (Vec<Parked>, Vec<Parked>) =
+            std::mem::take(&mut self.accepts.parked).into_iter().partition(which);
         self.accepts.parked = rest;
-        for p in late {
+        for p in &out {
+            if !self.accepts.parked.iter().any(|o| o.until == p.until) {
+                self.untimer(p.until, Timer::Parked);
+            }
+        }
+        out
+    }
+
+    pub(super) fn parked_timeout(&mut self, now: Instant) {
+        for p in self.unpark(|p| p.until <= now) {
             let text = format!("request {:?} was not accepted in time", p.write.request);
             self.write_done(p.conn, p.write.op, &Err(Error::new(Status::UnknownRequest, text)), 0);
         }
@@ -160,33 +188,56 @@ impl Endpoint {
     fn take_write(&mut self, now: Instant, conn: ConnId, w: WriteRequest) {
         let op = w.op;
         let Some(id) = self.accepts.by_request.get(&w.request).copied() else { return };
-        if let Err(e) = self.begin_write(now, conn, id, w) {
+        let (inbound, rank) = match self.admit(conn, id) {
+            Ok(x) => x,
+            // Not the accept's fault: it goes on waiting for whom it waits for.
+            Err(e) => return self.write_done(conn, op, &Err(e), 0),
+        };
+        if let Err(e) = self.begin_write(now, conn, id, w, &inbound, rank) {
             self.write_done(conn, op, &Err(e.clone()), 0);
             self.fail_accept(now, id, e);
         }
     }
 
-    fn begin_write(&mut self, now: Instant, conn: ConnId, id: Id, w: WriteRequest) -> Result<()> {
+    /// Whether the rank at the other end may write to an accept; the first that may decides for its instance.
+    fn admit(&mut self, conn: ConnId, id: Id) -> Result<(Arc<Inbound>, u32)> {
         let Some((peer, _, rank)) = self.peer_for(conn) else {
             return Err(Error::new(Status::Protocol, "write before the directory"));
         };
         let inbound = self.inbound(peer)?;
-        let plan = inbound.plans.iter().find(|p| p.source() == rank);
-        let plan =
-            plan.ok_or_else(|| Error::new(Status::Protocol, format!("rank {rank} has nothing to write here")))?;
-        let Some(a) = self.accepts.slab.get_mut(id) else { return Ok(()) };
+        if !inbound.plans.iter().any(|p| p.source() == rank) {
+            return Err(Error::new(Status::Protocol, format!("rank {rank} has nothing to write here")));
+        }
+        let stale = || Error::new(Status::UnknownRequest, "the accept has ended");
+        let a = self.accepts.slab.get_mut(id).ok_or_else(stale)?;
+        let request = &a.args.request;
         if let Some(e) = &a.failure {
             return Err(e.clone());
         }
-        let wanted = a.args.clone();
-        if *a.peer.get_or_insert(peer) != peer {
-            let text = format!("request {:?} is being written by another instance", w.request);
+        if a.peer.is_some_and(|p| p != peer) {
+            let text = format!("request {request:?} is being written by another instance");
             return Err(Error::new(Status::Refused, text));
         }
         if a.producers.get(&rank).is_some_and(|p| p.last) {
-            let text = format!("rank {rank} writes to request {:?} after its last write", w.request);
+            let text = format!("rank {rank} writes to request {request:?} after its last write");
             return Err(Error::new(Status::Protocol, text));
         }
+        a.peer = Some(peer);
+        Ok((inbound, rank))
+    }
+
+    fn begin_write(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        id: Id,
+        w: WriteRequest,
+        inbound: &Inbound,
+        rank: u32,
+    ) -> Result<()> {
+        let Some(plan) = inbound.plans.iter().find(|p| p.source() == rank) else { return Ok(()) };
+        let Some(a) = self.accepts.slab.get(id) else { return Ok(()) };
+        let wanted = a.args.clone();
         if w.range.token_total != wanted.tokens {
             let text =
                 format!("request {:?}: {} tokens accepted, {} written", w.request, wanted.tokens, w.range.token_total);
@@ -201,7 +252,10 @@ impl Endpoint {
         producer.open += 1;
         producer.last |= w.last;
         let index = a.ops.len();
-        a.ops.push(Some(Op { conn, op: w.op, rank, job: None, range, last: w.last, aux: w.aux }));
+        let pulled = pull && !spans.is_empty();
+        let (last, aux) = (w.last, w.aux);
+        a.ops.push(Some(Op { conn, op: w.op, rank, job: None, pulled, bytes: 0, range, last, aux }));
+        self.accepts.by_op.insert((conn, w.op), (id, index));
         if pull && spans.is_empty() {
             self.give_spans(spans);
             let end = JobEnd { result: Ok(()), bytes: 0, spans: Vec::new(), quiescent: true, held: false };
@@ -213,7 +267,7 @@ impl Endpoint {
             o.job = Some(job);
         }
         let staged = matches!(plan.form(), Form::Staged { .. });
-        let action = if pull { Action::Pull } else { Action::Receive { tag: w.op } };
+        let action = if pull { Action::Pull } else { Action::Receive { tag: write_tag(w.op) } };
         self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark: None });
         if !pull {
             // The source expands exactly what we expect: the same range, our blocks.
@@ -224,47 +278,72 @@ impl Endpoint {
     }
 
     pub(super) fn sink_job_ended(&mut self, now: Instant, id: Id, index: usize, end: JobEnd) {
+        let Some(a) = self.accepts.slab.get_mut(id) else { return };
+        a.quarantined |= !end.quiescent;
+        let failure = a.failure.clone();
+        let Some(op) = a.ops.get_mut(index).and_then(Option::as_mut) else { return };
+        (op.job, op.bytes) = (None, end.bytes);
+        let (conn, number, pulled) = (op.conn, op.op, op.pulled);
+        let result = end.result.and(failure.map_or(Ok(()), Err));
+        self.write_done(conn, number, &result, end.bytes);
+        if result.is_err() || !pulled {
+            self.end_op(now, id, index, result);
+        }
+    }
+
+    /// The source says whether it still held what we pulled.
+    pub(super) fn on_write_ack(&mut self, now: Instant, conn: ConnId, op: u64, status: i32) -> Result<()> {
+        let Some((id, index)) = self.accepts.by_op.get(&(conn, op)).copied() else { return Ok(()) };
+        let Some(a) = self.accepts.slab.get(id) else { return Ok(()) };
+        if a.ops.get(index).and_then(Option::as_ref).is_none_or(|o| o.job.is_some()) {
+            return Err(Error::new(Status::Protocol, format!("write {op} is confirmed before it has ended")));
+        }
+        let result = match status {
+            0 => Ok(()),
+            _ => Err(Error::new(told(status, Status::Cancelled), "the source gave up its write before it was here")),
+        };
+        self.end_op(now, id, index, result);
+        Ok(())
+    }
+
+    /// A write has ended, and whether its bytes count is known.
+    fn end_op(&mut self, now: Instant, id: Id, index: usize, result: Result<()>) {
         let peer = self.accepts.slab.get(id).and_then(|a| a.peer);
         let inbound = peer.and_then(|p| self.inbound(p).ok());
         let Some(a) = self.accepts.slab.get_mut(id) else { return };
         let Some(op) = a.ops.get_mut(index).and_then(Option::take) else { return };
-        a.quarantined |= !end.quiescent;
+        self.accepts.by_op.remove(&(op.conn, op.op));
         let plan = inbound.as_ref().and_then(|i| i.plans.iter().find(|p| p.source() == op.rank));
         let producer = a.producers.entry(op.rank).or_default();
         producer.open = producer.open.saturating_sub(1);
-        let mut result = end.result;
-        if result.is_ok() {
-            a.bytes += end.bytes;
-            if let Some(plan) = plan {
-                producer.coverage.add(plan.layers().into_iter().map(|(l, _)| l), &op.range);
+        match result {
+            Ok(()) => {
+                a.bytes = a.bytes.saturating_add(op.bytes);
+                if let Some(plan) = plan {
+                    producer.coverage.add(plan.layers().into_iter().map(|(l, _)| l), &op.range);
+                }
+                if op.last && !op.aux.is_empty() {
+                    a.aux = op.aux;
+                }
             }
-            if op.last && !op.aux.is_empty() {
-                a.aux = op.aux;
-            }
-        }
-        if let (Ok(()), Some(e)) = (&result, &a.failure) {
-            result = Err(e.clone());
-        }
-        self.write_done(op.conn, op.op, &result, end.bytes);
-        if let Err(e) = result {
-            self.fail_accept(now, id, e);
+            Err(e) => drop(self.fail_accept(now, id, e)),
         }
         self.check_accept(now, id);
     }
 
     pub(super) fn on_write_cancel(&mut self, now: Instant, conn: ConnId, op: u64) -> Result<()> {
-        self.accepts.parked.retain(|p| !(p.conn == conn && p.write.op == op));
-        let found = self.accepts.slab.iter().find_map(|(id, a)| {
-            let o = a.ops.iter().flatten().find(|o| o.conn == conn && o.op == op)?;
-            Some((id, o.job))
-        });
-        match found {
-            Some((id, _)) => {
-                let error = Error::new(Status::Cancelled, "the source cancelled its write");
-                self.fail_accept(now, id, error);
+        let cancelled = Error::new(Status::Cancelled, "the source cancelled its write");
+        if let Some((id, index)) = self.accepts.by_op.get(&(conn, op)).copied() {
+            let job = self.accepts.slab.get(id).and_then(|a| a.ops.get(index)?.as_ref()?.job);
+            self.fail_accept(now, id, cancelled);
+            if job.is_some() {
+                // Answered when the job has ended.
+                return Ok(());
             }
-            None => self.write_done(conn, op, &Err(Error::new(Status::Cancelled, "cancelled")), 0),
+        } else {
+            self.unpark(|p| p.conn == conn && p.write.op == op);
         }
+        self.write_done(conn, op, &Err(Error::new(Status::Cancelled, "cancelled")), 0);
         Ok(())
     }
 
@@ -297,12 +376,19 @@ impl Endpoint {
 
     /// A session is gone: requests that it was writing cannot complete.
     pub(super) fn drop_sink_session(&mut self, now: Instant, conn: ConnId, peer: Id, rank: u32, error: &Error) {
-        self.accepts.parked.retain(|p| p.conn != conn);
+        self.unpark(|p| p.conn == conn);
+        let needed = self.inbound(peer).is_ok_and(|i| i.plans.iter().any(|p| p.source() == rank));
+        let other = self
+            .sessions
+            .iter()
+            .any(|(_, s)| s.peer == Some(peer) && s.is_linked() && s.remote.as_ref().is_some_and(|r| r.rank == rank));
+        let uses = |a: &Accept| a.ops.iter().flatten().any(|o| o.conn == conn);
+        let waits = |a: &Accept| needed && !other && !a.producers.get(&rank).is_some_and(|p| p.last && p.open == 0);
         let hit: Vec<Id> = self
             .accepts
             .slab
             .iter()
-            .filter(|(_, a)| a.peer == Some(peer) && !a.producers.get(&rank).is_some_and(|p| p.last && p.open == 0))
+            .filter(|(_, a)| a.peer == Some(peer) && (uses(a) || waits(a)))
             .map(|(id, _)| id)
             .collect();
         for id in hit {
@@ -318,6 +404,10 @@ impl Endpoint {
         }
         let Some(mut a) = self.accepts.slab.remove(id) else { return };
         self.accepts.by_request.remove(&a.args.request);
+        self.untimer(a.deadline, Timer::Accept(id));
+        for o in a.ops.iter().flatten() {
+            self.accepts.by_op.remove(&(o.conn, o.op));
+        }
         let mut event = Event {
             id: id.0,
             peer: a.peer.map_or(0, |p| p.0),
@@ -335,7 +425,10 @@ impl Endpoint {
 
     /// Every source rank of the plan has done its last write, and nothing is under way.
     fn accept_finished(&mut self, id: Id) -> bool {
-        let Some(peer) = self.accepts.slab.get(id).and_then(|a| a.peer) else { return false };
+        let Some(peer) = self.accepts.slab.get(id).and_then(|a| a.peer) else {
+            // A rank without any cache has nothing to wait for.
+            return self.layout.tensors().is_empty();
+        };
         let Ok(inbound) = self.inbound(peer) else { return false };
         let Some(a) = self.accepts.slab.get(id) else { return false };
         inbound.plans.iter().all(|p| a.producers.get(&p.source()).is_some_and(|x| x.last && x.open == 0))

@@ -1,13 +1,14 @@
 //! Writes: the source announces data to every destination rank that its plans name, layer by layer if it likes.
 //!
 //! Only a destination ever writes into its own memory: it pulls, or receives the stream it asked for. So a destination can
-//! always prove that nothing writes any more.
+//! always prove that nothing writes any more. What it pulled counts once the source has confirmed that it still held it:
+//! a source that gave up a destination may have reused the blocks.
 
-use super::endpoint::{Endpoint, JobOwner, Timer, Transfer};
+use super::endpoint::{Endpoint, JobOwner, Timer, Transfer, later, told};
 use super::event::{Event, EventKind};
 use super::id::Id;
 use super::lease::check_request;
-use super::output::{Action, ConnId, JobEnd, JobId, Output};
+use super::output::{Action, ConnId, JobEnd, JobId, Output, write_tag};
 use crate::error::{Error, Result, Status};
 use crate::layout::Form;
 use crate::wire::{Blocks, Message, Range, WriteRequest, limit};
@@ -54,10 +55,16 @@ pub(super) struct WriteTransfer {
     bytes: u64,
     spans: u64,
     failure: Option<Error>,
+    /// The failure was a job's: a destination that says why is believed instead.
+    by_job: bool,
     pub notify: Vec<Vec<u8>>,
 }
 
 impl WriteTransfer {
+    pub fn conn(&self, part: usize) -> Option<ConnId> {
+        self.parts.get(part).map(|p| p.conn)
+    }
+
     pub fn uses(&self, conn: ConnId) -> bool {
         self.parts.iter().any(|p| p.conn == conn && !p.done)
     }
@@ -113,7 +120,8 @@ impl Endpoint {
             };
             self.send(p.conn, Message::Write(request));
         }
-        let deadline = now + args.timeout.unwrap_or(self.config.transfer_timeout);
+        let deadline = later(now, args.timeout.unwrap_or(self.config.transfer_timeout));
+        let ops: Vec<u64> = parts.iter().map(|p| p.op).collect();
         let id = self.transfers.insert(Transfer::Write(WriteTransfer {
             peer: args.peer,
             blocks: args.blocks,
@@ -124,8 +132,10 @@ impl Endpoint {
             bytes: 0,
             spans: 0,
             failure: None,
+            by_job: false,
             notify: Vec::new(),
         }));
+        self.ops.extend(ops.into_iter().enumerate().map(|(i, op)| (op, (id, i))));
         self.timer(deadline, Timer::Transfer(id));
         self.check_write(id);
         Ok(id)
@@ -139,10 +149,10 @@ impl Endpoint {
         range: Range,
         blocks: &[Blocks],
     ) -> Result<()> {
-        let Some((id, index)) = self.find_write(conn, op) else { return Ok(()) };
+        let Some((id, index)) = self.find_op(conn, op) else { return Ok(()) };
         let Some(Transfer::Write(w)) = self.transfers.get(id) else { return Ok(()) };
         let Some(p) = w.parts.get(index) else { return Ok(()) };
-        if p.job.is_some() || p.sent {
+        if p.job.is_some() || p.sent || p.done {
             return Err(Error::new(Status::Protocol, format!("write {op} is being sent already")));
         }
         if w.failure.is_some() {
@@ -165,7 +175,6 @@ impl Endpoint {
         let (spans, _) = match self.expand(plan, &src, blocks, &range) {
             Ok(x) => x,
             Err(e) => {
-                self.send(conn, Message::WriteCancel { op });
                 self.fail_write(now, id, e);
                 return Ok(());
             }
@@ -177,7 +186,8 @@ impl Endpoint {
                 (p.job, p.sent) = (Some(job), true);
             }
         }
-        self.outputs.push_back(Output::Post { job, conn, action: Action::Send { tag: op }, spans, staged, mark: None });
+        let action = Action::Send { tag: write_tag(op) };
+        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark: None });
         Ok(())
     }
 
@@ -188,6 +198,7 @@ impl Endpoint {
             p.job = None;
         }
         if let Err(e) = end.result {
+            w.by_job = w.failure.is_none();
             self.fail_write(now, id, e);
         }
         self.check_write(id);
@@ -202,35 +213,40 @@ impl Endpoint {
         text: String,
         bytes: u64,
     ) -> Result<()> {
-        let Some((id, index)) = self.find_write(conn, op) else { return Ok(()) };
-        let Some(Transfer::Write(w)) = self.transfers.get_mut(id) else { return Ok(()) };
-        w.bytes += bytes;
-        let mut running = None;
-        if let Some(p) = w.parts.get_mut(index) {
-            p.done = true;
-            running = p.job;
-        }
-        if status != 0 {
-            let status = Status::from_code(status).unwrap_or(Status::Refused);
-            if let Some(job) = running {
-                self.cancel_job(job, status);
+        let Some((id, index)) = self.find_op(conn, op) else {
+            if status == 0 {
+                // Given up here: the blocks may have been reused before they were pulled.
+                self.send(conn, Message::WriteAck { op, status: Status::Cancelled.code() });
             }
-            self.fail_write(now, id, Error::new(status, format!("the destination says: {text}")));
+            return Ok(());
+        };
+        let Some(Transfer::Write(w)) = self.transfers.get_mut(id) else { return Ok(()) };
+        let Some(p) = w.parts.get_mut(index).filter(|p| !p.done) else { return Ok(()) };
+        p.done = true;
+        let (running, pulled) = (p.job, !p.sent);
+        w.bytes = w.bytes.saturating_add(bytes);
+        if status == 0 {
+            let held = w.failure.as_ref().map_or(0, |e| e.status().code());
+            if pulled {
+                self.send(conn, Message::WriteAck { op, status: held });
+            }
+        } else {
+            let error = Error::new(told(status, Status::Refused), format!("the destination says: {text}"));
+            if std::mem::take(&mut w.by_job) {
+                w.failure = Some(error.clone());
+            }
+            if let Some(job) = running {
+                self.cancel_job(job, error.status());
+            }
+            self.fail_write(now, id, error);
         }
         self.check_write(id);
         Ok(())
     }
 
-    fn find_write(&self, conn: ConnId, op: u64) -> Option<(Id, usize)> {
-        self.transfers.iter().find_map(|(id, t)| match t {
-            Transfer::Write(w) => w.parts.iter().position(|p| p.conn == conn && p.op == op).map(|i| (id, i)),
-            Transfer::Read(_) => None,
-        })
-    }
-
     /// Tells every destination to stop; the event comes when all have, or are dead.
     pub(super) fn fail_write(&mut self, now: Instant, id: Id, error: Error) {
-        let grace = self.config.heartbeat * self.config.heartbeat_misses;
+        let again = later(now, self.patience());
         let Some(Transfer::Write(w)) = self.transfers.get_mut(id) else { return };
         if w.failure.is_some() {
             // The destinations were told and did not answer in time: their sessions are as good as dead for this transfer.
@@ -241,17 +257,17 @@ impl Endpoint {
             return;
         }
         w.failure = Some(error.clone());
-        w.deadline = now + grace;
+        let due = std::mem::replace(&mut w.deadline, again);
         let stop: Vec<(ConnId, u64, Option<JobId>)> =
             w.parts.iter().filter(|p| !p.done || p.job.is_some()).map(|p| (p.conn, p.op, p.job)).collect();
-        let again = w.deadline;
+        self.untimer(due, Timer::Transfer(id));
+        self.timer(again, Timer::Transfer(id));
         for (conn, op, job) in stop {
             if let Some(job) = job {
                 self.cancel_job(job, error.status());
             }
             self.send(conn, Message::WriteCancel { op });
         }
-        self.timer(again, Timer::Transfer(id));
         self.check_write(id);
     }
 
@@ -261,6 +277,10 @@ impl Endpoint {
             return;
         }
         let Some(Transfer::Write(w)) = self.transfers.remove(id) else { return };
+        self.untimer(w.deadline, Timer::Transfer(id));
+        for p in &w.parts {
+            self.ops.remove(&p.op);
+        }
         let mut event = Event {
             id: id.0,
             peer: w.peer.0,

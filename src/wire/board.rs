@@ -22,15 +22,15 @@ pub struct LeaseMark {
 }
 
 impl LeaseMark {
-    /// The mark of a request's lease at a source's process.
+    /// The mark of a request's lease at a source's process, in the request's `round`-th life there.
     ///
-    /// FNV-1a over the process number (little-endian) and the request's bytes gives `h`. With `mix` the finalizer of
+    /// FNV-1a over the process and round numbers (little-endian) and the request's bytes gives `h`. With `mix` the finalizer of
     /// SplitMix64, the slot is the high half of `mix(h)` times the number of slots, the word is `mix(h ^ C)` with its lowest
     /// bit set, `C` being 0x9e3779b97f4a7c15.
-    pub fn new(incarnation: u64, request: &str) -> LeaseMark {
-        let bytes = incarnation.to_le_bytes();
+    pub fn new(incarnation: u64, request: &str, round: u32) -> LeaseMark {
+        let (process, round) = (incarnation.to_le_bytes(), round.to_le_bytes());
         let step = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3);
-        let h = bytes.iter().chain(request.as_bytes()).fold(0xcbf2_9ce4_8422_2325, step);
+        let h = process.iter().chain(&round).chain(request.as_bytes()).fold(0xcbf2_9ce4_8422_2325, step);
         let slot = (u128::from(mix(h)) * u128::from(BOARD_SLOTS)) >> 64;
         LeaseMark { offset: 8 * slot as u64, word: mix(h ^ 0x9e37_79b9_7f4a_7c15) | 1 }
     }
@@ -50,10 +50,10 @@ mod tests {
     fn marks_lie_on_the_board_and_differ_between_lives() {
         let mut words = std::collections::HashSet::new();
         for i in 0..10_000u64 {
-            let m = LeaseMark::new(7, &format!("r{i}"));
+            let m = LeaseMark::new(7, &format!("r{i}"), 1);
             assert!(m.offset % 8 == 0 && (m.offset as usize) < BOARD_BYTES && m.word != 0);
             assert!(words.insert(m.word));
-            assert_ne!(m.word, LeaseMark::new(8, &format!("r{i}")).word);
+            assert_ne!(m.word, LeaseMark::new(8, &format!("r{i}"), 1).word);
         }
     }
 }

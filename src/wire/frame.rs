@@ -6,6 +6,8 @@ use crate::error::{Error, Result, Status};
 
 const MAGIC: &[u8; 4] = b"KVLK";
 const FRAME_HEADER: usize = 8;
+/// Bytes of buffer that an idle decoder keeps.
+const KEPT: usize = 1 << 20;
 
 /// What a connection carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +106,8 @@ impl FrameDecoder {
     pub fn extend(&mut self, bytes: &[u8]) {
         if self.start > 0 && self.start == self.buffer.len() {
             self.buffer.clear();
+            // One large frame must not hold its memory for the connection's life.
+            self.buffer.shrink_to(KEPT);
             self.start = 0;
         }
         self.buffer.extend_from_slice(bytes);

@@ -59,6 +59,8 @@ pub struct ReadRequest {
     pub op: u64,
     /// The request.
     pub request: String,
+    /// Which offer of the request; from the ticket.
+    pub round: u32,
     /// What of it.
     pub range: Range,
     /// The sink's block lists: both sides expand the same request.
@@ -153,6 +155,8 @@ pub enum Message {
         op: u64,
         /// The request.
         request: String,
+        /// Which offer of the request; from the ticket.
+        round: u32,
         /// How many ranks of the sink's instance acknowledge this source rank.
         consumers: u32,
     },
@@ -174,7 +178,7 @@ pub enum Message {
         /// The sink's block lists: both sides expand the same request.
         blocks: Vec<Blocks>,
     },
-    /// The sink is done with a write.
+    /// The sink is done with a write. A success of a pulled write counts once the source has confirmed it.
     WriteDone {
         /// Which.
         op: u64,
@@ -196,6 +200,13 @@ pub enum Message {
     Ping,
     /// Yes.
     Pong,
+    /// Whether the source still held what the sink pulled when [`Message::WriteDone`] arrived.
+    WriteAck {
+        /// Which.
+        op: u64,
+        /// 0, or why the data must not be used.
+        status: i32,
+    },
 }
 
 impl Message {
@@ -220,6 +231,7 @@ impl Message {
             Message::Notify(_) => 16,
             Message::Ping => 17,
             Message::Pong => 18,
+            Message::WriteAck { .. } => 19,
         }
     }
 
@@ -263,6 +275,7 @@ impl Message {
             Message::Read(r) => {
                 w.u64(r.op);
                 w.string(&r.request);
+                w.u32(r.round);
                 put_range(w, &r.range);
                 put_blocks(w, &r.blocks);
             }
@@ -277,12 +290,13 @@ impl Message {
                 put_range(w, range);
                 put_blocks(w, blocks);
             }
-            Message::Done { op, request, consumers } => {
+            Message::Done { op, request, round, consumers } => {
                 w.u64(*op);
                 w.string(request);
+                w.u32(*round);
                 w.u32(*consumers);
             }
-            Message::Ack { op, status } => {
+            Message::Ack { op, status } | Message::WriteAck { op, status } => {
                 w.u64(*op);
                 w.i32(*status);
             }
@@ -334,13 +348,14 @@ impl Message {
             3 => Message::Refuse { status: r.i32("refuse status")?, text: r.string("refuse text", limit::TEXT)? },
             4 => Message::Join(take_entry(&mut r)?),
             5 => {
-                let n = r.count("directory ranks", limit::RANKS, 28)?;
+                let n = r.count("directory ranks", limit::RANKS, ENTRY_MIN)?;
                 Message::Directory((0..n).map(|_| take_entry(&mut r)).collect::<Result<_>>()?)
             }
             6 => Message::Link { transport: r.string("link transport", limit::NAME)?, pull: r.flag("link pull")? },
             7 => Message::Read(ReadRequest {
                 op: r.u64("read op")?,
                 request: r.string("read request", limit::NAME)?,
+                round: r.u32("read round")?,
                 range: take_range(&mut r)?,
                 blocks: take_blocks(&mut r)?,
             }),
@@ -353,6 +368,7 @@ impl Message {
             10 => Message::Done {
                 op: r.u64("done op")?,
                 request: r.string("done request", limit::NAME)?,
+                round: r.u32("done round")?,
                 consumers: r.u32("done consumers")?,
             },
             11 => Message::Ack { op: r.u64("ack op")?, status: r.i32("ack status")? },
@@ -375,12 +391,16 @@ impl Message {
             16 => Message::Notify(r.bytes("notify payload", limit::PAYLOAD)?.to_vec()),
             17 => Message::Ping,
             18 => Message::Pong,
-            n => return Err(unknown("frame type", n.into(), "1..=18")),
+            19 => Message::WriteAck { op: r.u64("write op")?, status: r.i32("write status")? },
+            n => return Err(unknown("frame type", n.into(), "1..=19")),
         };
         r.end("message")?;
         Ok(message)
     }
 }
+
+/// Bytes of the shortest entry.
+const ENTRY_MIN: usize = 24;
 
 fn unknown(field: &str, value: u64, known: &str) -> Error {
     Error::new(Status::Protocol, format!("{field} {value}, known are {known}"))

@@ -20,6 +20,8 @@ pub struct Ticket {
     pub incarnation: u64,
     /// The request.
     pub request: String,
+    /// Which offer of this request it is, counted by the source: tells a new offer of the same name apart.
+    pub round: u32,
     /// Tokens offered.
     pub tokens: u64,
     /// The source's blocks, by group; the same on all ranks of the instance.
@@ -36,6 +38,7 @@ impl Ticket {
         w.u32(self.rank);
         w.u64(self.incarnation);
         w.string(&self.request);
+        w.u32(self.round);
         w.u64(self.tokens);
         put_blocks(&mut w, &self.blocks);
         let mut out = w.finish();
@@ -72,6 +75,7 @@ impl Ticket {
                 rank: r.u32("rank")?,
                 incarnation: r.u64("incarnation")?,
                 request: r.string("request", limit::NAME)?,
+                round: r.u32("round")?,
                 tokens: r.u64("tokens")?,
                 blocks: take_blocks(&mut r)?,
             })
@@ -98,6 +102,7 @@ mod tests {
             rank: 2,
             incarnation: 77,
             request: "cmpl-1".into(),
+            round: 3,
             tokens: 8192,
             blocks: vec![Blocks { first: 0, ids: vec![1, 2, u32::MAX] }, Blocks { first: 7, ids: vec![] }],
         }
