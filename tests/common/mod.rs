@@ -1,0 +1,7 @@
+//! Shared by the layout tests.
+#![allow(dead_code)]
+
+pub mod arbitrary;
+pub mod case;
+pub mod oracle;
+pub mod rng;
