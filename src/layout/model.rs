@@ -266,17 +266,21 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// vLLM's rule for hybrids: the smallest aligned block whose page holds the state
-    /// (`vllm/v1/core/kv_cache_utils`, restated in docs/layout.md).
+    /// The smallest aligned block whose attention page holds the state, on every rank: ranks with an uneven share still
+    /// have one block size.
     fn shared_block_tokens(&self) -> Result<u32> {
         if self.p.block_tokens != 0 {
             return Ok(self.p.block_tokens);
         }
         let (mut state, mut token) = (0u64, u64::MAX);
-        for entry in &self.model.caches {
-            match entry.cache {
-                Cache::State { .. } => state = state.max(self.page_bytes(&entry.cache, 1)?),
-                _ => token = token.min(self.page_bytes(&entry.cache, 1)?),
+        for rank in 0..self.p.tp {
+            let p = self.p.at(rank);
+            let there = Build { model: self.model, p: &p, desc: LayoutDesc::default() };
+            for entry in &self.model.caches {
+                match entry.cache {
+                    Cache::State { .. } => state = state.max(there.page_bytes(&entry.cache, 1)?),
+                    _ => token = token.min(there.page_bytes(&entry.cache, 1)?),
+                }
             }
         }
         let step = token.checked_mul(u64::from(self.p.align)).ok_or_else(overflow)?.max(1);

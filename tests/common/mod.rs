@@ -3,5 +3,6 @@
 
 pub mod arbitrary;
 pub mod case;
+pub mod models;
 pub mod oracle;
 pub mod rng;
