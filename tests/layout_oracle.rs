@@ -79,3 +79,12 @@ proptest! {
         prop_assert_eq!(oracle::run(&case).map(|_| ()), Ok(()));
     }
 }
+
+proptest! {
+    #![proptest_config(cases(800))]
+
+    #[test]
+    fn any_boxes_on_any_ranks(seed in any::<u64>()) {
+        prop_assert_eq!(oracle::run(&common::boxes::build(seed)).map(|_| ()), Ok(()));
+    }
+}

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod arbitrary;
+pub mod boxes;
 pub mod case;
 pub mod models;
 pub mod oracle;
