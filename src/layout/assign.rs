@@ -165,7 +165,11 @@ impl Scene<'_> {
         let holders: Vec<&Candidate<'_>> =
             self.candidates.iter().filter(|c| owners.get(c.form) == Some(&c.context_rank)).collect();
         let mut choices: Vec<Choice> = Vec::new();
-        for cell in grid(&self.bounds, &holders) {
+        let Some(cells) = grid(&self.bounds, &holders) else {
+            let bound = format!("at most {} cells", limit::CELLS);
+            return Err(("cells".to_string(), bound, format!("{} parts cut finer", holders.len())));
+        };
+        for cell in cells {
             let inside = |extents: &[Extent]| {
                 cell.iter().zip(extents).all(|((b, n), e)| e.begin <= *b && b.saturating_add(*n) <= e.end())
             };
@@ -190,8 +194,8 @@ impl Scene<'_> {
     }
 }
 
-/// All cells of the bounds, cut at the boundaries of the holders.
-fn grid(bounds: &Cell, holders: &[&Candidate<'_>]) -> Vec<Cell> {
+/// All cells of the bounds, cut at the boundaries of the holders; `None` beyond [`limit::CELLS`].
+fn grid(bounds: &Cell, holders: &[&Candidate<'_>]) -> Option<Vec<Cell>> {
     let mut cells: Vec<Cell> = vec![Vec::new()];
     for (axis, (begin, len)) in bounds.iter().enumerate() {
         let end = begin.saturating_add(*len);
@@ -206,12 +210,15 @@ fn grid(bounds: &Cell, holders: &[&Candidate<'_>]) -> Vec<Cell> {
         cuts.dedup();
         let intervals: Vec<(u64, u64)> =
             cuts.iter().zip(cuts.iter().skip(1)).map(|(a, b)| (*a, b.saturating_sub(*a))).collect();
+        if cells.len().saturating_mul(intervals.len()) > limit::CELLS {
+            return None;
+        }
         cells = cells
             .iter()
             .flat_map(|cell| intervals.iter().map(move |i| cell.iter().copied().chain([*i]).collect()))
             .collect();
     }
-    cells
+    Some(cells)
 }
 
 /// Joins neighbouring cells with the same source.
@@ -254,7 +261,7 @@ fn build(
 ) -> Result<Vec<(u32, u32, Template)>, Gap> {
     let overflow = || ("size".to_string(), "offsets overflow 64 bits".to_string(), String::new());
     let mut out: Vec<(u32, u32, Template)> = Vec::new();
-    let mut owned = 0u64;
+    let (mut owned, mut cuts) = (0u64, 0usize);
     let map = TokenMap::of(me.group, part);
     for (list, choices) in chosen {
         owned = list.iter().fold(owned, |n, s| n.saturating_add(s.tokens));
@@ -298,12 +305,9 @@ fn build(
                     .map_err(|e| ("proof".to_string(), e, String::new()))?;
                 template.cuts.push(cut);
             }
-            if template.cuts.len() > limit::SEGMENTS {
-                return Err((
-                    "cuts per period".to_string(),
-                    template.cuts.len().to_string(),
-                    limit::SEGMENTS.to_string(),
-                ));
+            cuts = cuts.saturating_add(list.len());
+            if cuts > limit::SEGMENTS {
+                return Err(("cuts per period".to_string(), limit::SEGMENTS.to_string(), cuts.to_string()));
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::assign::{Gap, Held, Piece, assign};
 use super::check::check_tensor;
+use super::limit;
 use super::plan::{CopySet, Plan, Shape, Template};
 use super::shape::Layout;
 use super::verdict::{Findings, Verdict};
@@ -76,6 +77,12 @@ impl<'a> Compiler<'a> {
 
     fn plans(&mut self, rank: usize) -> Result<Vec<Plan>, Verdict> {
         let mut findings = Findings::default();
+        for (side, n) in [("destination", self.dst.len()), ("source", self.src.len())] {
+            if n > limit::RANKS {
+                findings.add(format!("{side} instance"), "ranks", limit::RANKS, n);
+            }
+        }
+        std::mem::take(&mut findings).into_result()?;
         let Some(own) = self.dst.get(rank).cloned() else {
             findings.add("destination", "rank", rank, format!("{} ranks", self.dst.len()));
             return Err(findings.into_result().err().unwrap_or(Verdict { findings: Vec::new() }));

@@ -1,8 +1,8 @@
 //! Checks a [`LayoutDesc`] once, so that a [`Layout`](super::Layout) needs no checks later.
 
-use super::footprint::Strided;
+use super::footprint::{Dim, Strided};
 use super::limit;
-use super::shape::{Alias, Group, GroupKind, LayoutDesc, Part, Reach, Tensor};
+use super::shape::{Alias, Group, GroupKind, LayoutDesc, Page, Part, Reach, Tensor};
 use crate::error::{Error, Result, Status};
 use std::collections::HashSet;
 
@@ -228,25 +228,65 @@ fn overlaps(placed: &[Placed<'_>], problems: &mut Problems) -> Vec<Alias> {
                     )),
                 }
             } else {
-                add_alias(&mut aliases, a, b);
+                add_alias(&mut aliases, a, b, problems);
             }
         }
     }
     aliases
 }
 
-fn add_alias(aliases: &mut Vec<Alias>, a: &Placed<'_>, b: &Placed<'_>) {
+fn add_alias(aliases: &mut Vec<Alias>, a: &Placed<'_>, b: &Placed<'_>, problems: &mut Problems) {
     let (a, b) = if a.tensor.group < b.tensor.group { (a, b) } else { (b, a) };
     let groups = (a.tensor.group, b.tensor.group);
-    if aliases.iter().any(|x| x.groups == groups) || a.all.overlaps(&b.all) == Some(false) {
+    let (Some(left), Some(right)) = (pages(a), pages(b)) else {
+        if a.all.overlaps(&b.all) != Some(false) {
+            problems.add(format!(
+                "{} of group {} and {} of group {} share bytes in too scattered a form",
+                name(a.tensor),
+                groups.0,
+                name(b.tensor),
+                groups.1
+            ));
+        }
         return;
-    }
-    let page = |p: &Placed<'_>| {
-        let block = Strided::of_block(p.part, p.group, p.tensor.element)?;
-        let extent = block.extent()?;
-        (extent <= p.part.block_stride).then_some((p.part.offset, p.part.block_stride, extent))
     };
-    if let (Some(x), Some(y)) = (page(a), page(b)) {
-        aliases.push(Alias { groups, pages: (x, y) });
+    // Which ids collide depends on the distance of the pages alone.
+    let form = |x: Page, y: Page| (i128::from(y.offset) - i128::from(x.offset), x.stride, x.len, y.stride, y.len);
+    for x in &left {
+        for y in &right {
+            let known = |k: &Alias| k.groups == groups && form(k.pages.0, k.pages.1) == form(*x, *y);
+            if !aliases.iter().any(known) && meet((*x, a.group), (*y, b.group)) {
+                aliases.push(Alias { groups, pages: (*x, *y) });
+            }
+        }
+    }
+}
+
+/// The contiguous pages of block 0: one, or one for every step of the dims that lie outside of blocks. `None` if there
+/// are too many of them.
+fn pages(p: &Placed<'_>) -> Option<Vec<Page>> {
+    let block = Strided::of_block(p.part, p.group, p.tensor.element)?;
+    let stride = p.part.block_stride;
+    let outside = |d: &&Dim| d.stride >= stride && p.group.num_blocks > 1;
+    let inner: Vec<Dim> = block.dims.iter().filter(|d| !outside(d)).copied().collect();
+    let len = Strided { base: 0, dims: inner, unit: block.unit }.extent()?;
+    let mut offsets = vec![p.part.offset];
+    for d in block.dims.iter().filter(outside) {
+        if (offsets.len() as u64).saturating_mul(d.count) > limit::PAGES {
+            return None;
+        }
+        let step = |o: &u64| (0..d.count).map(|i| o.saturating_add(i.saturating_mul(d.stride))).collect::<Vec<_>>();
+        offsets = offsets.iter().flat_map(step).collect();
+    }
+    Some(offsets.into_iter().map(|offset| Page { offset, stride, len }).collect())
+}
+
+fn meet(a: (Page, &Group), b: (Page, &Group)) -> bool {
+    let all = |(p, g): (Page, &Group)| {
+        Strided::new(p.offset, p.len, [Dim { count: u64::from(g.num_blocks), stride: p.stride }])
+    };
+    match (all(a), all(b)) {
+        (Some(x), Some(y)) => x.overlaps(&y) != Some(false),
+        _ => true,
     }
 }
