@@ -77,7 +77,10 @@ fn nanoseconds(t: Duration, n: usize) -> f64 {
 
 fn catalog() {
     println!("expansion, 4,096 tokens, destination rank 0 (worst pair per model; all pairs are measured)");
-    println!("{:34} {:>7} {:>9} {:>9} {:>8} {:>8} {:>8}", "model", "pair", "spans", "runs", "ns/span", "ns/run", "memcpy");
+    println!(
+        "{:34} {:>7} {:>9} {:>9} {:>8} {:>8} {:>8}",
+        "model", "pair", "spans", "runs", "ns/span", "ns/run", "memcpy"
+    );
     let mut worst = 0.0f64;
     for model in models() {
         let place = |tp| Placement { tp, num_blocks: 1024, ..Placement::default() };

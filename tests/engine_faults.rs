@@ -6,9 +6,7 @@ use common::case::{Ask, instance, pair};
 use common::{models, oracle};
 use kvlink::layout::form::{ConvOrder, Order, Section, State, shard};
 use kvlink::layout::model::{Cache, Layers, Model, Pages, Placement};
-use kvlink::layout::{
-    DType, Element, Group, GroupKind, Layout, LayoutDesc, Reach, Region, Request, Scratch, compile,
-};
+use kvlink::layout::{DType, Element, Group, GroupKind, Layout, LayoutDesc, Reach, Region, Request, Scratch, compile};
 use std::sync::Arc;
 
 fn right(model: &Model, src: &Placement, dst: &Placement, ask: &Ask) -> oracle::Moved {
@@ -225,7 +223,9 @@ fn case_7_more_than_two_state_tensors() {
                 context: Default::default(),
             };
             let regions = vec![Region { len: 4096 }];
-            Arc::new(Layout::new(LayoutDesc { regions, groups: vec![group], tensors, ..LayoutDesc::default() }).unwrap())
+            Arc::new(
+                Layout::new(LayoutDesc { regions, groups: vec![group], tensors, ..LayoutDesc::default() }).unwrap(),
+            )
         };
         (0..size).map(rank).collect::<Vec<_>>()
     };
@@ -245,9 +245,8 @@ fn case_8_a_short_prompt_moves_only_its_tokens_and_slots() {
         for plan in compile(&case.src, &case.dst, rank).unwrap().plans {
             let lists = (case.src_lists[plan.source() as usize].borrow(), case.dst_lists[rank].borrow());
             let whole = Request::whole(&lists.0, &lists.1, 100);
-            let mut expand = |request: &Request<'_>| {
-                plan.expand(request, &mut Scratch::default(), &mut Vec::new()).unwrap().bytes
-            };
+            let expand =
+                |request: &Request<'_>| plan.expand(request, &mut Scratch::default(), &mut Vec::new()).unwrap().bytes;
             let all = expand(&whole);
             bytes += expand(&Request { slots: false, ..whole.clone() });
             state += all;

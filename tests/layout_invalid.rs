@@ -9,7 +9,8 @@ use kvlink::layout::form::Order;
 use kvlink::layout::model::{Model, Placement};
 use kvlink::layout::{
     Axis, BlockList, ContextParallel, DType, Element, Extent, Group, GroupKind, Layout, LayoutDesc, Matching, NO_BLOCK,
-    Part, Plan, Reach, Region, Request, Scratch, Span, Tensor, Tile, Verdict, compile, layout_from_json, layout_to_json,
+    Part, Plan, Reach, Region, Request, Scratch, Span, Tensor, Tile, Verdict, compile, layout_from_json,
+    layout_to_json,
 };
 use std::sync::Arc;
 
@@ -106,12 +107,8 @@ fn parts() {
     invalid(&["part 0", "0 extents for 1 axes"], |d| d.tensors[0].parts[0].extents.clear());
     invalid(&["axis content", "[8, 24)", "extent 16"], |d| d.tensors[0].parts[0].extents[0].begin = 8);
     invalid(&["axis content", "extent 16"], |d| d.tensors[0].parts[0].extents[0].begin = u64::MAX);
-    invalid(&["tile of 3 tokens", "block of 4"], |d| {
-        d.tensors[0].parts[0].tile = Some(Tile { tokens: 3, stride: 96 })
-    });
-    invalid(&["tile of 0 tokens", "block of 4"], |d| {
-        d.tensors[0].parts[0].tile = Some(Tile { tokens: 0, stride: 96 })
-    });
+    invalid(&["tile of 3 tokens", "block of 4"], |d| d.tensors[0].parts[0].tile = Some(Tile { tokens: 3, stride: 96 }));
+    invalid(&["tile of 0 tokens", "block of 4"], |d| d.tensors[0].parts[0].tile = Some(Tile { tokens: 0, stride: 96 }));
     invalid(&["ends at byte 1026", "region 0", "1024 bytes"], |d| d.tensors[0].parts[0].offset = 2);
     invalid(&["ends at byte 1152", "1024 bytes"], |d| d.groups[0].num_blocks = 9);
     invalid(&["layer 0 kv", "overflows 64 bits"], |d| d.tensors[0].parts[0].offset = u64::MAX - 5);
@@ -335,7 +332,8 @@ fn numbers_of_lists_and_token_ranges() {
     let plan = plan(&three());
     let lists = GOOD.borrow();
     let whole = Request::whole(&lists, &lists, 12);
-    let check = |r: Request<'_>, words: &[&str]| assert_error(expand(&plan, &r).unwrap_err(), Status::InvalidBlocks, words);
+    let check =
+        |r: Request<'_>, words: &[&str]| assert_error(expand(&plan, &r).unwrap_err(), Status::InvalidBlocks, words);
     check(Request { src: &lists[..2], ..whole.clone() }, &["2 source block lists", "3 groups"]);
     check(Request { dst: &lists[..1], ..whole.clone() }, &["1 destination block lists", "3 groups"]);
     #[allow(clippy::reversed_empty_ranges)]
@@ -438,7 +436,8 @@ fn pages_with_heads_outside_of_blocks_must_not_lie_over_one_another_either() {
 #[test]
 fn impossible_placements() {
     let model = models::named("Llama-3.1-8B");
-    let check = |p: Placement, status: Status, words: &[&str]| assert_error(model.describe(&p).unwrap_err(), status, words);
+    let check =
+        |p: Placement, status: Status, words: &[&str]| assert_error(model.describe(&p).unwrap_err(), status, words);
     let p = Placement::default;
     check(Placement { tp: 0, ..p() }, Status::InvalidArgument, &["tp 0/0"]);
     check(Placement { tp: 2, tp_rank: 2, ..p() }, Status::InvalidArgument, &["tp 2/2"]);

@@ -40,9 +40,7 @@ fn attention(layers: u32, heads: u64, dims: (u64, u64), reach: Reach) -> Model {
 fn permutations() -> Vec<Order> {
     let mut out: Vec<String> = vec![String::new()];
     for letter in "LBHNC".chars() {
-        let insert = |s: &String| {
-            (0..=s.len()).map(|i| format!("{}{letter}{}", &s[..i], &s[i..])).collect::<Vec<_>>()
-        };
+        let insert = |s: &String| (0..=s.len()).map(|i| format!("{}{letter}{}", &s[..i], &s[i..])).collect::<Vec<_>>();
         out = out.iter().flat_map(insert).collect();
     }
     out.iter().map(|s| s.parse().unwrap()).collect()
@@ -55,7 +53,14 @@ fn every_storage_order_against_every_other() {
     assert_eq!(orders.len(), 120);
     for (i, a) in orders.iter().enumerate() {
         for (j, b) in orders.iter().enumerate() {
-            let side = |order, tp, planes| Placement { tp, order, planes, block_tokens: 2, num_blocks: 3, ..Placement::default() };
+            let side = |order, tp, planes| Placement {
+                tp,
+                order,
+                planes,
+                block_tokens: 2,
+                num_blocks: 3,
+                ..Placement::default()
+            };
             let (src, dst) = (side(*a, 1 + (i as u32 & 1), i & 2 != 0), side(*b, 1 + (j as u32 & 1), j & 2 != 0));
             check(&pair(&model, &src, &dst, &Ask::whole(5)));
         }

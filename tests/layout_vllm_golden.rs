@@ -6,7 +6,8 @@ use common::case::local_tokens;
 use common::oracle::{self, List, Lists};
 use kvlink::layout::form::{Attention, Conv, ConvOrder, KeyValue, Order, Place, Record, Section, State, shard};
 use kvlink::layout::{
-    ContextParallel, DType, Element, Group, GroupKind, Layout, LayoutDesc, Reach, Region, Request, Scratch, Span, compile,
+    ContextParallel, DType, Element, Group, GroupKind, Layout, LayoutDesc, Reach, Region, Request, Scratch, Span,
+    compile,
 };
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -107,8 +108,7 @@ struct Landing(Order, u32);
 fn describe(model: &str, side: &Side, ids: &[Vec<u32>], dcp: u32, rank: u32, landing: &Landing) -> Arc<Layout> {
     let (heads, dim) = geometry(model);
     let block_tokens = side.logical_block_size_tokens;
-    let mut desc =
-        LayoutDesc { regions: vec![Region { len: side.kv_cache_tensors[0].size }], ..LayoutDesc::default() };
+    let mut desc = LayoutDesc { regions: vec![Region { len: side.kv_cache_tensors[0].size }], ..LayoutDesc::default() };
     for (g, (group, tensor)) in side.groups.iter().zip(&side.kv_cache_tensors).enumerate() {
         let layers: Vec<u32> = group.layers.iter().map(|l| layer(l)).collect();
         let state = group.kind == "MambaSpec";
@@ -181,7 +181,8 @@ fn states(
     offset: u64,
     slot_stride: u64,
 ) -> [kvlink::layout::Tensor; 2] {
-    let ([channels, rows], [value_heads, k, v]) = (group.state_shapes[0][..].try_into().unwrap(), group.state_shapes[1][..].try_into().unwrap());
+    let ([channels, rows], [value_heads, k, v]) =
+        (group.state_shapes[0][..].try_into().unwrap(), group.state_shapes[1][..].try_into().unwrap());
     let (channels, rows): (u64, u64) = (channels, rows);
     let tp64 = u64::from(tp);
     let width = 128;

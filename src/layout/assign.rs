@@ -77,16 +77,40 @@ pub(crate) fn assign(own: usize, srcs: &[Option<Held<'_>>], dsts: &[Option<Held<
     if gaps.is_empty() { Ok(pieces) } else { Err(gaps) }
 }
 
-fn assign_part(
+/// The source ranks that destination rank `own` reads, without building its templates.
+pub(crate) fn sources(own: usize, srcs: &[Option<Held<'_>>], dsts: &[Option<Held<'_>>]) -> Vec<u32> {
+    let Some(me) = dsts.get(own).copied().flatten() else { return Vec::new() };
+    let mut ranks = Vec::new();
+    for part in &me.tensor.parts {
+        let Ok(Some((scene, forms))) = scene(own, me, part, srcs, dsts) else { continue };
+        let Some(segments) = segments(TokenMap::of(me.group, part), &forms) else { continue };
+        for owners in by_owner(&segments).keys() {
+            ranks.extend(scene.choose(owners).into_iter().flatten().map(|c| c.rank));
+        }
+    }
+    ranks
+}
+
+/// Segments by the context-parallel ranks that own them on the source's side, one per form.
+fn by_owner(segments: &Segments) -> BTreeMap<Vec<u32>, Vec<&Segment>> {
+    let mut out: BTreeMap<Vec<u32>, Vec<&Segment>> = BTreeMap::new();
+    for s in &segments.list {
+        out.entry(s.src.iter().map(|p| p.owner).collect()).or_default().push(s);
+    }
+    out
+}
+
+/// What the choice needs, and the forms of the sources' token maps; `None` if there is nothing to copy.
+fn scene<'a>(
     own: usize,
-    me: Held<'_>,
+    me: Held<'a>,
     part: &Part,
-    srcs: &[Option<Held<'_>>],
-    dsts: &[Option<Held<'_>>],
-) -> Result<Vec<(u32, u32, Template)>, Gap> {
+    srcs: &[Option<Held<'a>>],
+    dsts: &[Option<Held<'a>>],
+) -> Result<Option<(Scene<'a>, Vec<TokenMap>)>, Gap> {
     let bounds = common_bounds(me.tensor, part, srcs);
     if bounds.iter().any(|(_, len)| *len == 0) {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let mut forms = Vec::new();
     let mut candidates = Vec::new();
@@ -113,20 +137,25 @@ fn assign_part(
         .enumerate()
         .filter_map(|(i, h)| h.filter(|h| h.group.context == me.group.context).map(|h| (i as u32, h.tensor)))
         .collect();
-    let scene = Scene { tensor: me.tensor, bounds, candidates, wanting, own: own as u32 };
+    Ok(Some((Scene { tensor: me.tensor, bounds, candidates, wanting, own: own as u32 }, forms)))
+}
 
+fn assign_part(
+    own: usize,
+    me: Held<'_>,
+    part: &Part,
+    srcs: &[Option<Held<'_>>],
+    dsts: &[Option<Held<'_>>],
+) -> Result<Vec<(u32, u32, Template)>, Gap> {
+    let Some((scene, forms)) = scene(own, me, part, srcs, dsts)? else { return Ok(Vec::new()) };
     let map = TokenMap::of(me.group, part);
     let Some(segments) = segments(map, &forms) else {
         let sizes = forms.iter().map(|f| f.block.to_string()).collect::<Vec<_>>().join(", ");
         let why = format!("block sizes whose common period falls into at most {} pieces", limit::SEGMENTS);
         return Err((why, map.block.to_string(), sizes));
     };
-    let mut by_owner: BTreeMap<Vec<u32>, Vec<&Segment>> = BTreeMap::new();
-    for s in &segments.list {
-        by_owner.entry(s.src.iter().map(|p| p.owner).collect()).or_default().push(s);
-    }
     let mut chosen = Vec::new();
-    for (owners, list) in by_owner {
+    for (owners, list) in by_owner(&segments) {
         let choices = scene.choose(&owners)?;
         proof::partition(&scene.bounds, &choices).map_err(|e| ("proof".to_string(), e, String::new()))?;
         chosen.push((list, choices));

@@ -1,6 +1,6 @@
 //! Two instances' layouts in, proven plans out.
 
-use super::assign::{Gap, Held, Piece, assign};
+use super::assign::{Gap, Held, Piece, assign, sources};
 use super::check::check_tensor;
 use super::limit;
 use super::plan::{CopySet, Plan, Shape, Template};
@@ -122,8 +122,7 @@ impl<'a> Compiler<'a> {
         findings.into_result()?;
         let plan = |(s, sets): (usize, Vec<CopySet>)| {
             let src = self.src.get(s)?.clone();
-            let (source, destination) = (s as u32, rank as u32);
-            (!sets.is_empty()).then(|| Plan { source, destination, src, dst: own.clone(), sets })
+            (!sets.is_empty()).then(|| Plan::new((s as u32, rank as u32), src, own.clone(), sets))
         };
         Ok(sets.into_iter().enumerate().filter_map(plan).collect())
     }
@@ -162,7 +161,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// Source ranks that each destination rank reads, from the structures alone.
-    fn readers(&mut self) -> Vec<Vec<u32>> {
+    fn readers(&self) -> Vec<Vec<u32>> {
         let mut names: Vec<(u32, String)> =
             self.dst.iter().flat_map(|l| l.tensors()).map(|t| (t.layer, t.role.clone())).collect();
         names.sort();
@@ -175,22 +174,21 @@ impl<'a> Compiler<'a> {
                 rows.push(row);
             }
         }
-        let mut out = Vec::new();
-        for d in 0..self.dst.len() {
-            let mut sources: Vec<u32> = Vec::new();
-            for row in &rows {
-                if let Ok(pieces) = self.assignment(d, row).as_ref() {
-                    sources.extend(pieces.iter().map(|p| p.src_rank));
-                }
+        let mut out: Vec<Vec<u32>> = vec![Vec::new(); self.dst.len()];
+        for row in &rows {
+            let (srcs, dsts) = (held(self.src, &row.src), held(self.dst, &row.dst));
+            for (d, list) in out.iter_mut().enumerate() {
+                list.extend(sources(d, &srcs, &dsts));
             }
-            sources.sort_unstable();
-            sources.dedup();
-            out.push(sources);
+        }
+        for list in &mut out {
+            list.sort_unstable();
+            list.dedup();
         }
         out
     }
 
-    fn acknowledges(&mut self, rank: usize) -> Vec<(u32, u32)> {
+    fn acknowledges(&self, rank: usize) -> Vec<(u32, u32)> {
         let readers = self.readers();
         let (sources, destinations) = (self.src.len(), self.dst.len());
         let mut out = Vec::new();

@@ -32,8 +32,8 @@ impl Plan {
     /// # Errors
     /// [`Status::InvalidBlocks`] names the group, the position and both values; `out` is then as it was.
     pub fn expand(&self, request: &Request<'_>, scratch: &mut Scratch, out: &mut Vec<Span>) -> Result<Summary> {
-        check_lists("source", &self.src, request.src, &self.source_use(), None)?;
-        check_lists("destination", &self.dst, request.dst, &self.destination_use(), Some(scratch))?;
+        check_lists("source", &self.src, request.src, &self.used.0, None)?;
+        check_lists("destination", &self.dst, request.dst, &self.used.1, Some(scratch))?;
         if request.tokens.start > request.tokens.end || request.tokens.end > request.end {
             return Err(invalid(format!(
                 "token range [{}, {}) of a request of {} tokens",
@@ -51,14 +51,6 @@ impl Plan {
         sink.flush();
         let (bytes, runs) = (sink.bytes, sink.runs);
         Ok(Summary { spans: out.len().saturating_sub(before) as u64, bytes, runs })
-    }
-
-    fn source_use(&self) -> impl Fn(u32) -> bool + '_ {
-        |g| self.sets.iter().any(|s| s.src_group == g)
-    }
-
-    fn destination_use(&self) -> impl Fn(u32) -> bool + '_ {
-        |g| self.sets.iter().any(|s| s.dst_group == g)
     }
 
     fn expand_set(&self, set: &CopySet, request: &Request<'_>, sink: &mut Sink<'_>) -> Result<()> {
@@ -293,12 +285,13 @@ fn invalid(message: String) -> Error {
     Error::new(Status::InvalidBlocks, message)
 }
 
-/// Ids in range everywhere; on the destination also unique, and disjoint between groups that share bytes.
+/// In the groups that the plan uses: ids in range, and on the destination also unique and disjoint from those of groups
+/// that share their bytes.
 fn check_lists(
     which: &str,
     layout: &Layout,
     lists: &[BlockList<'_>],
-    used: &dyn Fn(u32) -> bool,
+    used: &[bool],
     scratch: Option<&mut Scratch>,
 ) -> Result<()> {
     if lists.len() != layout.groups().len() {
@@ -308,7 +301,7 @@ fn check_lists(
             layout.groups().len()
         )));
     }
-    let groups = layout.groups().iter().zip(lists).enumerate();
+    let groups = layout.groups().iter().zip(lists).enumerate().zip(used).filter(|(_, used)| **used).map(|(g, _)| g);
     for (g, (group, list)) in groups.clone() {
         if let Some((at, id)) = list.ids.iter().enumerate().find(|(_, id)| **id >= group.num_blocks && **id != NO_BLOCK)
         {
@@ -324,12 +317,13 @@ fn check_lists(
     }
     let Some(scratch) = scratch else { return Ok(()) };
     for (g, (group, list)) in groups {
-        if used(g as u32) {
-            unique(g, group, list, &mut scratch.seen)?;
-        }
+        unique(g, group, list, &mut scratch.seen)?;
     }
     for alias in layout.aliases() {
-        disjoint(alias, lists, &mut scratch.pages)?;
+        let is_used = |g: u32| used.get(g as usize).copied().unwrap_or(false);
+        if is_used(alias.groups.0) || is_used(alias.groups.1) {
+            disjoint(alias, lists, &mut scratch.pages)?;
+        }
     }
     Ok(())
 }

@@ -71,6 +71,6 @@ pub mod limit {
     pub const CELLS: usize = 1 << 14;
     /// Contiguous pieces of one block of a tensor that shares its bytes with another group.
     pub const PAGES: u64 = 256;
-    /// Steps of one exact overlap test.
-    pub const OVERLAP_STEPS: u32 = 1 << 20;
+    /// Steps of all overlap tests of one layout.
+    pub const OVERLAP_STEPS: u32 = 1 << 25;
 }

@@ -212,34 +212,42 @@ fn overlaps(placed: &[Placed<'_>], problems: &mut Problems) -> Vec<Alias> {
     let mut order: Vec<&Placed<'_>> = placed.iter().collect();
     order.sort_by_key(|p| (p.part.region, p.all.base));
     let mut aliases: Vec<Alias> = Vec::new();
+    let mut steps = limit::OVERLAP_STEPS;
     for (i, a) in order.iter().enumerate() {
         let later = order.get(i + 1..).unwrap_or(&[]);
         for b in later.iter().take_while(|b| b.part.region == a.part.region && b.all.base < a.all.end()) {
             if a.tensor.group == b.tensor.group {
-                match a.all.overlaps(&b.all) {
+                match a.all.overlaps(&b.all, &mut steps) {
                     Some(false) => {}
                     Some(true) => {
                         problems.add(format!("{} and {} share bytes of one group", name(a.tensor), name(b.tensor)))
                     }
-                    None => problems.add(format!(
-                        "{} and {}: too entangled to prove disjoint",
-                        name(a.tensor),
-                        name(b.tensor)
-                    )),
+                    None => {
+                        problems.add(format!(
+                            "{} and {}: too entangled to prove disjoint",
+                            name(a.tensor),
+                            name(b.tensor)
+                        ));
+                        return aliases;
+                    }
                 }
             } else {
-                add_alias(&mut aliases, a, b, problems);
+                add_alias(&mut aliases, a, b, &mut steps, problems);
+                if steps == 0 {
+                    problems.add(format!("{} and {}: too entangled to compare", name(a.tensor), name(b.tensor)));
+                    return aliases;
+                }
             }
         }
     }
     aliases
 }
 
-fn add_alias(aliases: &mut Vec<Alias>, a: &Placed<'_>, b: &Placed<'_>, problems: &mut Problems) {
+fn add_alias(aliases: &mut Vec<Alias>, a: &Placed<'_>, b: &Placed<'_>, steps: &mut u32, problems: &mut Problems) {
     let (a, b) = if a.tensor.group < b.tensor.group { (a, b) } else { (b, a) };
     let groups = (a.tensor.group, b.tensor.group);
     let (Some(left), Some(right)) = (pages(a), pages(b)) else {
-        if a.all.overlaps(&b.all) != Some(false) {
+        if a.all.overlaps(&b.all, steps) != Some(false) {
             problems.add(format!(
                 "{} of group {} and {} of group {} share bytes in too scattered a form",
                 name(a.tensor),
@@ -255,7 +263,7 @@ fn add_alias(aliases: &mut Vec<Alias>, a: &Placed<'_>, b: &Placed<'_>, problems:
     for x in &left {
         for y in &right {
             let known = |k: &Alias| k.groups == groups && form(k.pages.0, k.pages.1) == form(*x, *y);
-            if !aliases.iter().any(known) && meet((*x, a.group), (*y, b.group)) {
+            if !aliases.iter().any(known) && meet((*x, a.group), (*y, b.group), steps) {
                 aliases.push(Alias { groups, pages: (*x, *y) });
             }
         }
@@ -281,12 +289,12 @@ fn pages(p: &Placed<'_>) -> Option<Vec<Page>> {
     Some(offsets.into_iter().map(|offset| Page { offset, stride, len }).collect())
 }
 
-fn meet(a: (Page, &Group), b: (Page, &Group)) -> bool {
+fn meet(a: (Page, &Group), b: (Page, &Group), steps: &mut u32) -> bool {
     let all = |(p, g): (Page, &Group)| {
         Strided::new(p.offset, p.len, [Dim { count: u64::from(g.num_blocks), stride: p.stride }])
     };
     match (all(a), all(b)) {
-        (Some(x), Some(y)) => x.overlaps(&y) != Some(false),
+        (Some(x), Some(y)) => x.overlaps(&y, steps) != Some(false),
         _ => true,
     }
 }

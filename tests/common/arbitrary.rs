@@ -172,7 +172,8 @@ pub fn build(model: &Model, src: &Side, dst: &Side, ask: &Ask) -> Case {
         let local = ask.end.div_ceil(cycle) * u64::from(p.interleave);
         let per_group = local.div_ceil(u64::from(p.block_tokens)) as u32 + 2;
         let groups = if p.pages == Pages::Shared { 2 + model.num_layers * 3 } else { 1 };
-        let layouts = instance(model, &Placement { num_blocks: per_group.max(ask.states as u32) * groups, ..p.clone() });
+        let layouts =
+            instance(model, &Placement { num_blocks: per_group.max(ask.states as u32) * groups, ..p.clone() });
         if side.rings { with_rings(layouts) } else { layouts }
     };
     let shared = (src.placement.pages == Pages::Shared, dst.placement.pages == Pages::Shared);

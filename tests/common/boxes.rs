@@ -4,8 +4,8 @@ use super::case::{Ask, case};
 use super::oracle::Case;
 use super::rng::Rng;
 use kvlink::layout::{
-    Axis, ContextParallel, Element, Extent, Group, GroupKind, Layout, LayoutDesc, Matching, Part, Reach, Region, Tensor,
-    Tile,
+    Axis, ContextParallel, Element, Extent, Group, GroupKind, Layout, LayoutDesc, Matching, Part, Reach, Region,
+    Tensor, Tile,
 };
 use std::sync::Arc;
 
