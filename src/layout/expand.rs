@@ -115,21 +115,24 @@ impl<'a> Ids<'a> {
         Some(Ids { which, index, list: list.ids, first: list.first, group })
     }
 
-    /// The id at a local block position: `Ok(None)` for positions that the list leaves out on purpose.
+    /// The entry at a local block position, [`NO_BLOCK`] for a hole; `None` outside of the list.
     #[inline(always)]
-    fn id(&self, position: u64) -> Result<Option<u64>> {
+    fn entry(&self, position: u64) -> Option<u32> {
         let at = match self.group.kind {
-            GroupKind::Paged => match position.checked_sub(self.first) {
-                Some(at) => at,
-                None => return Ok(None),
-            },
+            GroupKind::Paged => position.wrapping_sub(self.first),
             GroupKind::Slots => position,
             GroupKind::Ring => position.checked_rem(self.list.len() as u64).unwrap_or(0),
         };
-        match self.list.get(at as usize) {
-            Some(&NO_BLOCK) => Ok(None),
-            Some(&id) => Ok(Some(u64::from(id))),
-            None => Err(self.too_short(position)),
+        self.list.get(at as usize).copied()
+    }
+
+    /// What it means that a position is outside of the list: left out on purpose before its beginning, missing after its
+    /// end.
+    #[cold]
+    fn outside(&self, position: u64) -> Result<u32> {
+        match self.group.kind {
+            GroupKind::Paged if position < self.first => Ok(NO_BLOCK),
+            _ => Err(self.too_short(position)),
         }
     }
 
@@ -184,12 +187,25 @@ impl Walk<'_> {
                 if begin >= self.high {
                     break;
                 }
-                let Some(d) = self.dst.id(dst_base.saturating_add(cut.dst_block))? else { continue };
+                let position = dst_base.saturating_add(cut.dst_block);
+                let d = match self.dst.entry(position) {
+                    Some(id) => id,
+                    None => self.dst.outside(position)?,
+                };
+                if d == NO_BLOCK {
+                    continue;
+                }
                 let position = src_base.saturating_add(cut.src_block);
-                let Some(s) = self.src.id(position)? else { return Err(self.src.missing(position)) };
+                let s = match self.src.entry(position) {
+                    Some(id) => id,
+                    None => self.src.outside(position)?,
+                };
+                if s == NO_BLOCK {
+                    return Err(self.src.missing(position));
+                }
                 // Inside the regions by the proof and by `id < num_blocks`, hence without overflow.
-                let s = s.wrapping_mul(self.set.src_block_stride).wrapping_add(self.set.src_offset);
-                let d = d.wrapping_mul(self.set.dst_block_stride).wrapping_add(self.set.dst_offset);
+                let s = u64::from(s).wrapping_mul(self.set.src_block_stride).wrapping_add(self.set.src_offset);
+                let d = u64::from(d).wrapping_mul(self.set.dst_block_stride).wrapping_add(self.set.dst_offset);
                 let (s, d) = (s.wrapping_add(cut.src_offset), d.wrapping_add(cut.dst_offset));
                 if begin >= self.low && end <= self.high && all_layers {
                     if let Some(loops) = t.loops.get(cut.loops as usize) {
