@@ -4,6 +4,7 @@ use super::plan::{CopySet, Cut, Plan, Span, Template};
 use super::request::{BlockList, NO_BLOCK, Request};
 use super::shape::{Alias, Group, GroupKind, Layout, Page};
 use crate::error::{Error, Result, Status};
+use std::ops::Range;
 
 /// What an expansion produced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -170,12 +171,71 @@ impl Walk<'_> {
     fn run(&self, sink: &mut Sink<'_>) -> Result<()> {
         let t: &Template = &self.set.template;
         sink.enter(self.set.src_region, self.set.dst_region);
-        let all_layers = self.layers.1 == self.set.layers;
         let (period, dst_blocks) = (t.period.max(1), t.dst_blocks.max(1));
         // A list that begins late leaves out the periods before it.
         let late = if self.dst.group.kind == GroupKind::Paged { self.dst.first / dst_blocks } else { 0 };
         let (first, last) = (late.max(self.low / period), self.high.div_ceil(period));
-        for p in first..last {
+        let paged = self.src.group.kind == GroupKind::Paged && self.dst.group.kind == GroupKind::Paged;
+        let loops = |cut: &Cut| t.loops.get(cut.loops as usize).filter(|l| l.steps().is_empty());
+        match t.cuts.as_slice() {
+            [cut] if paged && self.layers.1 == self.set.layers && loops(cut).is_some() => {
+                let begin = self.low.div_ceil(period).clamp(first, last.max(first));
+                let end = (self.high / period).max(begin);
+                self.periods(first..begin, sink)?;
+                self.plain(cut, loops(cut).map_or(0, |l| l.run), begin..end, sink)?;
+                self.periods(end.max(first)..last, sink)
+            }
+            _ => self.periods(first..last, sink),
+        }
+    }
+
+    /// Whole periods of one run each: blocks of equal size whose bytes are contiguous on both sides.
+    fn plain(&self, cut: &Cut, run: u64, periods: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {
+        let (t, set) = (&self.set.template, self.set);
+        let src_base = set.src_offset.wrapping_add(cut.src_offset);
+        let dst_base = set.dst_offset.wrapping_add(cut.dst_offset);
+        let mut src_at = periods.start.wrapping_mul(t.src_blocks).wrapping_add(cut.src_block);
+        let mut dst_at = periods.start.wrapping_mul(t.dst_blocks).wrapping_add(cut.dst_block);
+        // Single numbers, not a `Span`: stored in parts and loaded whole, it would stall every iteration.
+        let Span { mut src_offset, mut dst_offset, mut len, src_region, dst_region } = sink.current;
+        let mut runs = 0u64;
+        for _ in periods {
+            let d = match self.dst.list.get(dst_at.wrapping_sub(self.dst.first) as usize) {
+                Some(id) => *id,
+                None => self.dst.outside(dst_at)?,
+            };
+            if d != NO_BLOCK {
+                let s = match self.src.list.get(src_at.wrapping_sub(self.src.first) as usize) {
+                    Some(id) => *id,
+                    None => self.src.outside(src_at)?,
+                };
+                if s == NO_BLOCK {
+                    return Err(self.src.missing(src_at));
+                }
+                let s = u64::from(s).wrapping_mul(set.src_block_stride).wrapping_add(src_base);
+                let d = u64::from(d).wrapping_mul(set.dst_block_stride).wrapping_add(dst_base);
+                runs += 1;
+                if src_offset.wrapping_add(len) == s && dst_offset.wrapping_add(len) == d {
+                    len = len.wrapping_add(run);
+                } else {
+                    if len > 0 {
+                        sink.out.push(Span { src_offset, dst_offset, len, src_region, dst_region });
+                    }
+                    (src_offset, dst_offset, len) = (s, d, run);
+                }
+            }
+            (src_at, dst_at) = (src_at.wrapping_add(t.src_blocks), dst_at.wrapping_add(t.dst_blocks));
+        }
+        sink.current = Span { src_offset, dst_offset, len, src_region, dst_region };
+        sink.runs = sink.runs.wrapping_add(runs);
+        sink.bytes = sink.bytes.wrapping_add(runs.wrapping_mul(run));
+        Ok(())
+    }
+
+    fn periods(&self, periods: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {
+        let t: &Template = &self.set.template;
+        let all_layers = self.layers.1 == self.set.layers;
+        for p in periods {
             let base = p.saturating_mul(t.period);
             let (src_base, dst_base) = (p.saturating_mul(t.src_blocks), p.saturating_mul(t.dst_blocks));
             for cut in &t.cuts {
@@ -253,7 +313,6 @@ impl Sink<'_> {
 
     fn flush(&mut self) {
         if self.current.len > 0 {
-            self.bytes = self.bytes.saturating_add(self.current.len);
             self.out.push(self.current);
             self.current.len = 0;
         }
@@ -261,14 +320,14 @@ impl Sink<'_> {
 
     #[inline(always)]
     fn run(&mut self, src: u64, dst: u64, len: u64) {
-        self.runs += 1;
+        self.runs = self.runs.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(len);
         let c = &mut self.current;
         if c.len > 0 && c.src_offset.wrapping_add(c.len) == src && c.dst_offset.wrapping_add(c.len) == dst {
             c.len = c.len.saturating_add(len);
             return;
         }
         if c.len > 0 {
-            self.bytes = self.bytes.wrapping_add(c.len);
             self.out.push(*c);
         }
         (c.src_offset, c.dst_offset, c.len) = (src, dst, len);
