@@ -489,3 +489,13 @@ fn json() {
     assert_error(json(&both(r#"{"order": "LBHN"}"#)), Status::InvalidLayout, &["LBHN", "permutation"]);
     assert_error(json(&both("{}").replacen("num_layers", "layers", 1)), Status::InvalidLayout, &["layers"]);
 }
+
+#[test]
+fn the_examples_of_the_documentation_are_valid() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/layout.md")).unwrap();
+    let examples: Vec<&str> = text.split("```json\n").skip(1).filter_map(|t| t.split("```").next()).collect();
+    assert_eq!(examples.len(), 2);
+    for e in examples {
+        layout_from_json(e).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
