@@ -12,6 +12,7 @@ use kvlink::layout::{
     Part, Plan, Reach, Region, Request, Scratch, Span, Tensor, Tile, Verdict, compile, layout_from_json,
     layout_to_json,
 };
+use std::slice::from_ref;
 use std::sync::Arc;
 
 fn group(kind: GroupKind, block_tokens: u32, num_blocks: u32) -> Group {
@@ -222,10 +223,10 @@ fn a_verdict_tells_everything_at_once() {
 #[test]
 fn a_rank_or_an_instance_that_cannot_be_is_a_verdict() {
     let ours = Arc::new(Layout::new(desc()).unwrap());
-    let v = compile(&[ours.clone()], &[ours.clone()], 3).unwrap_err();
+    let v = compile(from_ref(&ours), from_ref(&ours), 3).unwrap_err();
     assert_eq!(v.to_string(), "destination: rank destination 3, source 1 ranks");
     let many = vec![ours.clone(); 1_025];
-    let v = compile(&many, &[ours.clone()], 0).unwrap_err();
+    let v = compile(&many, from_ref(&ours), 0).unwrap_err();
     assert!(v.to_string().contains("1025") && v.to_string().contains("1024"), "{v}");
     let v = compile(&[], &[ours], 0).unwrap_err();
     assert_eq!(v.to_string(), "layer 0 kv: presence destination present, source absent on every rank");
@@ -272,7 +273,7 @@ impl<'a> Lists<'a> {
 const GOOD: Lists<'static> = Lists([&[0, 1, 2], &[3, 4], &[1]]);
 
 fn plan(layout: &Arc<Layout>) -> Plan {
-    compile(&[layout.clone()], &[layout.clone()], 0).unwrap().plans.remove(0)
+    compile(from_ref(layout), from_ref(layout), 0).unwrap().plans.remove(0)
 }
 
 /// Expands `request`; a refusal leaves the output as it was.

@@ -23,7 +23,7 @@ impl Strided {
     /// Normalises; `None` if a size overflows 64 bits.
     pub fn new(base: u64, unit: u64, dims: impl IntoIterator<Item = Dim>) -> Option<Strided> {
         let mut dims: Vec<Dim> = dims.into_iter().filter(|d| d.count != 1).collect();
-        dims.sort_by(|a, b| b.stride.cmp(&a.stride));
+        dims.sort_by_key(|d| std::cmp::Reverse(d.stride));
         let mut unit = unit;
         while let Some(last) = dims.last().copied() {
             if last.stride != unit || last.count == 0 {

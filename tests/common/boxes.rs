@@ -10,6 +10,8 @@ use kvlink::layout::{
 use std::sync::Arc;
 
 type Box = Vec<(u64, u64)>;
+/// Boxes, and which ranks hold each.
+type Deal = Vec<(Box, Vec<bool>)>;
 
 /// What both sides have in common.
 struct World {
@@ -82,7 +84,7 @@ fn side(world: &World, rng: &mut Rng) -> Vec<Arc<Layout>> {
     let block_tokens = tile * (1 + rng.below(4) as u32);
     let num_blocks = world.end as u32 / block_tokens + interleave + 3;
     // Every layer of a role is dealt to the ranks in the same way; every context rank holds the whole box.
-    let mut deals: Vec<(&str, Vec<(Box, Vec<bool>)>)> = Vec::new();
+    let mut deals: Vec<(&str, Deal)> = Vec::new();
     for (_, role, _, axes, _) in &world.tensors {
         if deals.iter().all(|d| d.0 != *role) {
             let mut boxes = Vec::new();
