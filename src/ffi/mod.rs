@@ -16,6 +16,8 @@ mod event;
 mod form;
 mod guard;
 mod handle;
+#[cfg(feature = "test-hooks")]
+mod hooks;
 mod layout;
 mod memory;
 mod peer;
@@ -29,6 +31,8 @@ pub use config::*;
 pub use event::*;
 pub use form::*;
 pub use guard::{kvlink_last_error, kvlink_status_t, kvlink_status_text};
+#[cfg(feature = "test-hooks")]
+pub use hooks::*;
 pub use handle::{kvlink_agent_t, kvlink_layout_t, kvlink_plan_t};
 pub use layout::*;
 pub use memory::*;
