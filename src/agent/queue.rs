@@ -6,12 +6,14 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Events in the order they happened.
 pub struct EventQueue {
     events: Mutex<VecDeque<Event>>,
     arrived: Condvar,
+    closed: AtomicBool,
     fd: OwnedFd,
 }
 
@@ -19,7 +21,12 @@ impl EventQueue {
     pub(super) fn new() -> Result<EventQueue> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::new(Status::System, format!("eventfd: {e}")))?;
-        Ok(EventQueue { events: Mutex::new(VecDeque::new()), arrived: Condvar::new(), fd })
+        Ok(EventQueue {
+            events: Mutex::new(VecDeque::new()),
+            arrived: Condvar::new(),
+            closed: AtomicBool::new(false),
+            fd,
+        })
     }
 
     pub(super) fn push(&self, event: Event) {
@@ -32,6 +39,14 @@ impl EventQueue {
         self.arrived.notify_one();
     }
 
+    /// Ends every wait: nothing comes any more.
+    pub(super) fn close(&self) {
+        let events = self.events.lock();
+        self.closed.store(true, Ordering::Relaxed);
+        drop(events);
+        self.arrived.notify_all();
+    }
+
     /// Events that wait.
     pub fn len(&self) -> usize {
         self.events.lock().len()
@@ -42,7 +57,7 @@ impl EventQueue {
         self.len() == 0
     }
 
-    /// Takes up to `max` events; waits for the first one at most `timeout` (`None`: for ever).
+    /// Takes up to `max` events; waits for the first one at most `timeout` (`None`: until the agent stops).
     pub fn poll(&self, max: usize, timeout: Option<Duration>) -> Vec<Event> {
         let mut out = Vec::new();
         if max == 0 {
@@ -50,7 +65,7 @@ impl EventQueue {
         }
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut events = self.events.lock();
-        while events.is_empty() {
+        while events.is_empty() && !self.closed.load(Ordering::Relaxed) {
             match (timeout, deadline) {
                 (Some(t), _) if t.is_zero() => return out,
                 (Some(_), Some(at)) => {

@@ -114,6 +114,7 @@ impl Reactor {
         if std::panic::catch_unwind(AssertUnwindSafe(|| self.transports.disconnect_all())).is_err() {
             log::error!("kvlink: closing the transports panicked");
         }
+        self.hang_up();
         if let Some(e) = error {
             self.shared.poisoned.store(true, Ordering::Release);
             let text = format!("the agent stopped: {}", e.message());
@@ -124,12 +125,23 @@ impl Reactor {
         }
     }
 
+    /// Closes what peers are connected to. Closing alone does not: a forked child has copies of the descriptors.
+    fn hang_up(&mut self) {
+        for (_, socket) in self.sockets.drain() {
+            socket.close(&self.poller);
+        }
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+    }
+
     fn serve(&mut self) -> Result<()> {
         let mut ready: Vec<Ready> = Vec::new();
         let mut busy_until = Instant::now();
         loop {
             if self.shared.stop.load(Ordering::Acquire) {
                 return Ok(());
+            }
+            if self.shared.poisoned.load(Ordering::Acquire) {
+                return Err(Error::new(Status::Internal, "a call panicked"));
             }
             self.take_inbox();
             let worked = self.pump();
@@ -502,6 +514,8 @@ impl Reactor {
                 self.pump();
                 Ok(())
             }
+            #[cfg(feature = "test-hooks")]
+            Order::Panic => panic!("a panic on purpose in the reactor"),
         }
     }
 }
