@@ -212,8 +212,8 @@ impl Chaos {
                 assert_ne!(end, Some(Status::Protocol));
             }
         }
-        let all: Vec<usize> = self.sides.concat();
-        for n in all.iter().copied().filter(|n| self.w.sim.alive(*n)) {
+        let all: Vec<usize> = self.sides.concat().into_iter().filter(|n| self.w.sim.alive(*n)).collect();
+        for n in all.iter().copied() {
             let sessions = self.w.sim.call(n, |e, _| e.counts()).sessions;
             let peers: Vec<Id> = [self.peers[&n].0, self.peers[&n].1].to_vec();
             let c = self.w.sim.call(n, |e, _| e.counts());
@@ -225,7 +225,7 @@ impl Chaos {
             }
         }
         self.w.sim.run_for(secs(5));
-        for n in all.iter().copied().filter(|n| self.w.sim.alive(*n)) {
+        for n in all.iter().copied() {
             let c = self.w.sim.call(n, |e, _| e.counts());
             assert_eq!(c.peers, 0, "process {n}: {c:?}");
             let down = self.w.sim.events(n, EventKind::PeerDown).len();
