@@ -7,9 +7,7 @@ use kvlink::layout::{DType, Layout, layout_from_json, layout_to_json};
 use kvlink::proto::{
     AcceptArgs, Config, Counts, Direction, Endpoint, Identity, JobEnd, LinkInfo, Offer, Output, ReadArgs, WriteArgs,
 };
-use kvlink::wire::{
-    Blocks, Entry, FrameDecoder, Message, Preamble, Purpose, Range, StreamKind, Ticket, encode_frame,
-};
+use kvlink::wire::{Blocks, Entry, FrameDecoder, Message, Preamble, Purpose, Range, StreamKind, Ticket, encode_frame};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -69,9 +67,9 @@ pub fn preamble(data: &[u8]) {
 
 /// A ticket, as it is and with its checksum put right.
 pub fn ticket(data: &[u8]) {
-    let sum = |b: &[u8]| b.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
-        (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let sum = |b: &[u8]| {
+        b.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
+    };
     let mut right = data.to_vec();
     right.extend_from_slice(&sum(data).to_le_bytes());
     for bytes in [data, &right] {
@@ -230,8 +228,9 @@ impl Bytes<'_> {
     }
 }
 
-/// Arbitrary messages and calls into one endpoint: it never panics, and in the end holds nothing.
-pub fn endpoint(data: &[u8]) {
+/// Arbitrary messages and calls into one endpoint: it never panics, and in the end holds nothing. Returns how many jobs
+/// it started.
+pub fn endpoint(data: &[u8]) -> usize {
     let mut b = Bytes(data);
     let mut now = Instant::now();
     let me = Identity { instance: "me".into(), incarnation: 7, rank: 0, ranks: 1, leader: String::new() };
@@ -246,7 +245,7 @@ pub fn endpoint(data: &[u8]) {
     e.bind(now, "me:1".into(), vec![("sim".into(), vec![])]);
     let (mut conns, mut peers, mut ids, mut jobs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut tickets: Vec<Vec<u8>> = Vec::new();
-    let (mut begun, mut ended) = (0usize, 0usize);
+    let (mut begun, mut ended, mut posted) = (0usize, 0usize, 0usize);
     while !b.0.is_empty() {
         match b.next() % 16 {
             0 => conns.extend(e.handle_accepted(now)),
@@ -262,8 +261,7 @@ pub fn endpoint(data: &[u8]) {
             }
             3 => {
                 let (request, blocks) = (b.request(), b.blocks());
-                let args =
-                    AcceptArgs { request, blocks, token_begin: 0, tokens: 8, timeout: None, user_data: 1 };
+                let args = AcceptArgs { request, blocks, token_begin: 0, tokens: 8, timeout: None, user_data: 1 };
                 if let Ok(id) = e.accept(now, args) {
                     begun += 1;
                     ids.push(id);
@@ -326,8 +324,7 @@ pub fn endpoint(data: &[u8]) {
             }
             9 if !jobs.is_empty() => {
                 let job = jobs.swap_remove(usize::from(b.next()) % jobs.len());
-                let result =
-                    if b.next() % 3 == 0 { Err(Error::new(Status::System, "a job")) } else { Ok(()) };
+                let result = if b.next() % 3 == 0 { Err(Error::new(Status::System, "a job")) } else { Ok(()) };
                 e.handle_job(now, job, JobEnd { result, bytes: 4, spans: Vec::new(), quiescent: true });
             }
             10 if !peers.is_empty() => {
@@ -352,7 +349,10 @@ pub fn endpoint(data: &[u8]) {
                     e.handle_linked(now, conn, Ok(link));
                 }
                 Output::OpenStream { conn, .. } => e.handle_stream(now, conn, Ok(())),
-                Output::Post { job, .. } => jobs.push(job),
+                Output::Post { job, .. } => {
+                    posted += 1;
+                    jobs.push(job);
+                }
                 Output::CancelJob { job, reason } => {
                     if jobs.contains(&job) {
                         jobs.retain(|j| *j != job);
@@ -390,4 +390,5 @@ pub fn endpoint(data: &[u8]) {
     }
     assert_eq!(e.counts(), Counts::default());
     assert_eq!(ended, begun, "every operation ends once");
+    posted
 }

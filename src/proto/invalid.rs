@@ -28,7 +28,8 @@ pub(super) fn touched(layout: &Layout, group: u32, blocks: &Blocks, range: &Rang
                 _ => (low, high),
             };
             let at = |block: u64| {
-                usize::try_from(block.saturating_sub(blocks.first)).map_or(blocks.ids.len(), |i| i.min(blocks.ids.len()))
+                usize::try_from(block.saturating_sub(blocks.first))
+                    .map_or(blocks.ids.len(), |i| i.min(blocks.ids.len()))
             };
             held(blocks.ids.get(at(low / tokens)..at(high.div_ceil(tokens))).unwrap_or(&[]))
         }

@@ -189,15 +189,7 @@ impl Endpoint {
         Ok(())
     }
 
-    fn start_part(
-        &mut self,
-        id: Id,
-        conn: ConnId,
-        consumers: u32,
-        spans: Vec<Span>,
-        staged: bool,
-        groups: Vec<u32>,
-    ) {
+    fn start_part(&mut self, id: Id, conn: ConnId, consumers: u32, spans: Vec<Span>, staged: bool, groups: Vec<u32>) {
         let op = self.fresh();
         let pull = self.sessions.get(conn).is_some_and(|s| s.we_pull());
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };

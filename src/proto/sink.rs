@@ -80,7 +80,12 @@ pub(super) struct Accepts {
 
 impl Accepts {
     pub fn new(seed: u64) -> Accepts {
-        Accepts { slab: Slab::new(Kind::Accept, seed), by_request: HashMap::new(), by_op: HashMap::new(), parked: Vec::new() }
+        Accepts {
+            slab: Slab::new(Kind::Accept, seed),
+            by_request: HashMap::new(),
+            by_op: HashMap::new(),
+            parked: Vec::new(),
+        }
     }
 
     pub fn ids(&self) -> Vec<Id> {
@@ -373,9 +378,10 @@ impl Endpoint {
     pub(super) fn drop_sink_session(&mut self, now: Instant, conn: ConnId, peer: Id, rank: u32, error: &Error) {
         self.unpark(|p| p.conn == conn);
         let needed = self.inbound(peer).is_ok_and(|i| i.plans.iter().any(|p| p.source() == rank));
-        let other = self.sessions.iter().any(|(_, s)| {
-            s.peer == Some(peer) && s.is_linked() && s.remote.as_ref().is_some_and(|r| r.rank == rank)
-        });
+        let other = self
+            .sessions
+            .iter()
+            .any(|(_, s)| s.peer == Some(peer) && s.is_linked() && s.remote.as_ref().is_some_and(|r| r.rank == rank));
         let uses = |a: &Accept| a.ops.iter().flatten().any(|o| o.conn == conn);
         let waits = |a: &Accept| needed && !other && !a.producers.get(&rank).is_some_and(|p| p.last && p.open == 0);
         let hit: Vec<Id> = self

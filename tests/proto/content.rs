@@ -44,8 +44,7 @@ pub fn cells(layout: &Layout, blocks: &[Blocks], what: &What, f: &mut dyn FnMut(
                 if chunk % u64::from(c.size) != u64::from(c.rank) {
                     continue;
                 }
-                let local =
-                    chunk / u64::from(c.size) * u64::from(c.interleave) + token % u64::from(c.interleave);
+                let local = chunk / u64::from(c.size) * u64::from(c.interleave) + token % u64::from(c.interleave);
                 let Some(at) = (local / bt).checked_sub(list.first) else { continue };
                 match list.ids.get(at as usize) {
                     Some(id) if *id != NO_BLOCK => places.push((token, u64::from(*id), local % bt)),
@@ -57,19 +56,11 @@ pub fn cells(layout: &Layout, blocks: &[Blocks], what: &What, f: &mut dyn FnMut(
             let extents: Vec<_> = p.extents.iter().map(|e| (e.begin, e.len, e.stride)).collect();
             for (token, id, within) in &places {
                 let tile = p.tile.map_or((u64::MAX, 0), |t| (u64::from(t.tokens), t.stride));
-                let base = p.offset
-                    + id * p.block_stride
-                    + within / tile.0 * tile.1
-                    + within % tile.0 * p.token_stride;
+                let base = p.offset + id * p.block_stride + within / tile.0 * tile.1 + within % tile.0 * p.token_stride;
                 let mut stack = vec![(0usize, base, mix(name ^ mix(*token)))];
                 while let Some((axis, at, key)) = stack.pop() {
                     let Some((begin, len, stride)) = extents.get(axis) else {
-                        f(Cell {
-                            key,
-                            region: p.region as usize,
-                            offset: at as usize,
-                            len: t.element.bytes as usize,
-                        });
+                        f(Cell { key, region: p.region as usize, offset: at as usize, len: t.element.bytes as usize });
                         continue;
                     };
                     for i in 0..*len {

@@ -13,9 +13,7 @@ fn ready(sim: &Sim, node: usize) -> Vec<Status> {
 fn result(w: &mut World, node: usize, to: &str) -> Event {
     let user = w.user();
     w.sim.call(node, |e, now| e.handshake(now, to, Direction::Inbound, user)).expect("a handshake");
-    let find = |s: &Sim| {
-        s.events(node, EventKind::Handshake).into_iter().find(|e| e.user_data == user).cloned()
-    };
+    let find = |s: &Sim| s.events(node, EventKind::Handshake).into_iter().find(|e| e.user_data == user).cloned();
     w.sim.until("the handshake's end", secs(40), |s| find(s).is_some());
     find(&w.sim).expect("it ended")
 }

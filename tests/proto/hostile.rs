@@ -97,15 +97,18 @@ fn every() -> Vec<Message> {
 
 #[test]
 fn the_newest_common_wire_version_is_chosen_or_none() {
-    for (versions, want) in [((1, 1), Ok(1)), ((1, 9), Ok(1)), ((2, 9), Err(())), ((1, 0), Err(())), ((0, 0), Err(()))] {
+    for (versions, want) in [((1, 1), Ok(1)), ((1, 9), Ok(1)), ((2, 9), Err(())), ((1, 0), Err(())), ((0, 0), Err(()))]
+    {
         let (mut e, now) = lone();
         let conn = e.handle_accepted(now).unwrap();
         e.handle_message(now, conn, hello(versions, 0));
         let out = outputs(&mut e);
         match want {
-            Ok(v) => assert!(out.iter().any(
-                |o| matches!(o, Output::Send { message: Message::Welcome { version, .. }, .. } if *version == v)
-            )),
+            Ok(v) => {
+                assert!(out.iter().any(
+                    |o| matches!(o, Output::Send { message: Message::Welcome { version, .. }, .. } if *version == v)
+                ))
+            }
             Err(()) => {
                 assert_eq!(refusal(&out), Some(Status::Version));
                 assert!(out.iter().any(|o| matches!(o, Output::Close { .. })));

@@ -597,8 +597,7 @@ impl Sim {
     }
 
     fn unlink(&mut self, node: usize, conn: ConnId) {
-        let mine: Vec<Key> =
-            self.jobs.iter().filter(|(k, j)| k.0 == node && j.conn == conn).map(|(k, _)| *k).collect();
+        let mine: Vec<Key> = self.jobs.iter().filter(|(k, j)| k.0 == node && j.conn == conn).map(|(k, _)| *k).collect();
         let mut mine = mine;
         mine.sort();
         for key in mine {

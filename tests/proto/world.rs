@@ -302,9 +302,7 @@ impl World {
     pub fn wait(&mut self, users: &[u64], limit: Duration) -> Vec<Status> {
         let engine = self.engine.clone();
         let all = users.to_vec();
-        self.sim.until("all operations' ends", limit, |_| {
-            all.iter().all(|u| engine.borrow().ended.contains_key(u))
-        });
+        self.sim.until("all operations' ends", limit, |_| all.iter().all(|u| engine.borrow().ended.contains_key(u)));
         users.iter().map(|u| self.outcome(*u).expect("it ended")).collect()
     }
 

@@ -22,9 +22,7 @@ fn setup(seed: u64, model: &Model, from: &Placement, to: &Placement, pull: bool)
 impl Push {
     /// All source ranks write this part.
     fn write(&mut self, request: &str, range: Range, last: bool, aux: &[u8]) -> Vec<u64> {
-        let one = |(n, peer): (&usize, &Id)| {
-            self.w.write(*n, *peer, request, range, 0, last, aux).expect("a write").0
-        };
+        let one = |(n, peer): (&usize, &Id)| self.w.write(*n, *peer, request, range, 0, last, aux).expect("a write").0;
         self.p.iter().zip(&self.peers).map(one).collect()
     }
 
@@ -35,13 +33,7 @@ impl Push {
 }
 
 fn part(tokens: (u64, u64), total: u64, layers: (u32, u32)) -> Range {
-    Range {
-        token_begin: tokens.0,
-        token_end: tokens.1,
-        token_total: total,
-        layer_begin: layers.0,
-        layer_end: layers.1,
-    }
+    Range { token_begin: tokens.0, token_end: tokens.1, token_total: total, layer_begin: layers.0, layer_end: layers.1 }
 }
 
 #[test]
@@ -98,7 +90,11 @@ fn last_with_something_missing_is_incomplete_and_says_what() {
     for pull in [true, false] {
         let mut x = setup(4, &hybrid(), &place(1, 4), &place(1, 4), pull);
         for (first, (request, parts, text)) in [60, 80, 100].into_iter().zip([
-            ("tokens", vec![part((0, 8), 30, (0, 3)), part((16, 30), 30, (0, 3))], "layer 0: tokens [(0, 8), (16, 30)]"),
+            (
+                "tokens",
+                vec![part((0, 8), 30, (0, 3)), part((16, 30), 30, (0, 3))],
+                "layer 0: tokens [(0, 8), (16, 30)]",
+            ),
             ("layer", vec![part((0, 30), 30, (0, 1)), part((0, 30), 30, (2, 3))], "layer 1: tokens []"),
             ("state", vec![part((0, 30), 30, (0, 2))], "the state of layer 2"),
         ]) {
@@ -221,9 +217,8 @@ fn a_cancelled_write_is_never_received_stale() {
             let mut x = setup(seed, &attention(), &place(2, 4), &place(1, 4), pull);
             x.w.sim.net.slice_bytes = 16..64;
             let accept = x.accept("r", 64);
-            let ids: Vec<_> = (0..2)
-                .map(|i| x.w.write(x.p[i], x.peers[i], "r", whole(64), 0, true, b"").unwrap())
-                .collect();
+            let ids: Vec<_> =
+                (0..2).map(|i| x.w.write(x.p[i], x.peers[i], "r", whole(64), 0, true, b"").unwrap()).collect();
             let wait = x.w.sim.rng.micros(0..20_000);
             x.w.sim.run_for(wait);
             let _ = x.w.sim.call(x.p[0], |e, now| e.cancel(now, ids[0].1));
