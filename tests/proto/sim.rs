@@ -73,6 +73,9 @@ enum Item {
     JobEnd { job: Key, result: Result<(), Error> },
 }
 
+/// How much later than its timers and copies a process that goes on sees its connections.
+const DEAF: Duration = Duration::from_millis(1);
+
 type Key = (usize, JobId);
 /// Pipe, sending side, tag.
 type FlowKey = (usize, usize, u64);
@@ -274,7 +277,7 @@ impl Sim {
         let Some((when, timer)) = self.due().filter(|(t, _)| *t <= end) else { return false };
         self.now = self.now.max(when);
         for n in &mut self.nodes {
-            n.paused = n.paused.filter(|p| *p > self.now);
+            n.paused = n.paused.filter(|p| *p + DEAF > self.now);
         }
         match timer {
             Some(node) => self.call(node, |e, now| {
@@ -428,10 +431,10 @@ impl Sim {
 
     fn handle(&mut self, item: Item) {
         if let Some(node) = self.concerns(&item) {
-            if let Some(until) = self.nodes[node].paused {
-                // Its copies have gone on: their ends are the first thing it sees.
-                let job = matches!(item, Item::JobEnd { .. });
-                return self.at(if job { until } else { until + Duration::from_millis(1) }, item);
+            // Its copies have gone on: after a pause, their ends are the first thing it sees.
+            let deaf = if matches!(item, Item::JobEnd { .. }) { Duration::ZERO } else { DEAF };
+            if let Some(until) = self.nodes[node].paused.map(|p| p + deaf).filter(|u| *u > self.now) {
+                return self.at(until, item);
             }
         }
         match item {
