@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub poisoned: AtomicBool,
     pub stats: Stats,
     wake: OwnedFd,
+    /// A caller left something for the reactor.
+    pending: AtomicBool,
     /// The reactor is, or is about to be, asleep: a wake-up needs a system call.
     asleep: AtomicBool,
 }
@@ -67,8 +69,10 @@ pub struct Statistics {
 }
 
 impl Shared {
-    /// Makes the reactor look at the endpoint and the inbox.
+    /// Makes the reactor look at the endpoint and the inbox. Either it sees `pending` before it sleeps, or we see that it
+    /// sleeps: both are sequentially consistent.
     pub fn wake(&self) {
+        self.pending.store(true, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
@@ -134,6 +138,7 @@ impl Agent {
             poisoned: AtomicBool::new(false),
             stats: Stats::default(),
             wake,
+            pending: AtomicBool::new(true),
             asleep: AtomicBool::new(false),
         });
         let wake = shared.wake.try_clone().map_err(|e| Error::new(Status::System, format!("dup: {e}")))?;

@@ -226,6 +226,7 @@ impl Endpoint {
         r.quarantined |= !end.quiescent;
         let Some(p) = r.parts.get_mut(part) else { return };
         p.job = None;
+        let mut tell = None;
         match end.result {
             Ok(()) if !p.gone && r.failure.is_none() => {
                 // Seen on the source's board: its acknowledgement can tell nothing new.
@@ -233,8 +234,7 @@ impl Endpoint {
                 r.bytes += end.bytes;
                 r.spans += spans;
                 let (conn, op, consumers) = (p.conn, p.op, p.consumers);
-                let done = r.done(op, consumers);
-                self.send(conn, done);
+                tell = Some((conn, r.done(op, consumers)));
             }
             Ok(()) => p.step = Step::Failed,
             Err(e) => {
@@ -243,6 +243,10 @@ impl Endpoint {
             }
         }
         self.check_read(now, id);
+        // The engine first: it waits, the source does not.
+        if let Some((conn, done)) = tell {
+            self.send(conn, done);
+        }
     }
 
     pub(super) fn on_ack(&mut self, now: Instant, conn: ConnId, op: u64, status: i32) -> Result<()> {
@@ -334,27 +338,24 @@ impl Endpoint {
             spans: r.spans,
             ..Event::new(EventKind::Transfer, Status::Ok)
         };
-        match r.failure.take() {
-            None => {
-                let mut everybody: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
-                for (conn, consumers) in &r.courtesy {
-                    let op = self.fresh();
-                    self.send(*conn, r.done(op, *consumers));
-                    everybody.push(*conn);
-                }
-                for payload in r.notify {
-                    for conn in &everybody {
-                        self.send(*conn, Message::Notify(payload.clone()));
-                    }
-                }
-            }
-            Some(e) => {
-                let status = if r.quarantined { Status::Quarantined } else { e.status() };
-                (event.status, event.text) = (status, e.message().to_string());
-                self.remember_failed(id, &r);
-            }
+        if let Some(e) = r.failure.take() {
+            let status = if r.quarantined { Status::Quarantined } else { e.status() };
+            (event.status, event.text) = (status, e.message().to_string());
+            self.remember_failed(id, &r);
+            return self.emit(event);
         }
         self.emit(event);
+        let mut everybody: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
+        for (conn, consumers) in &r.courtesy {
+            let op = self.fresh();
+            self.send(*conn, r.done(op, *consumers));
+            everybody.push(*conn);
+        }
+        for payload in r.notify {
+            for conn in &everybody {
+                self.send(*conn, Message::Notify(payload.clone()));
+            }
+        }
     }
 
     fn remember_failed(&mut self, id: Id, r: &ReadTransfer) {
