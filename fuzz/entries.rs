@@ -357,7 +357,11 @@ pub fn endpoint(data: &[u8]) -> usize {
                     if jobs.contains(&job) {
                         jobs.retain(|j| *j != job);
                         let result = Err(Error::new(reason, "cancelled"));
-                        e.handle_job(now, job, JobEnd { result, bytes: 0, spans: Vec::new(), quiescent: true, held: false });
+                        e.handle_job(
+                            now,
+                            job,
+                            JobEnd { result, bytes: 0, spans: Vec::new(), quiescent: true, held: false },
+                        );
                     }
                 }
                 Output::Send { message, .. } => {
