@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod error;
+pub mod ffi;
 pub mod layout;
 pub mod memory;
 pub mod proto;

@@ -6,9 +6,10 @@ use super::sockets::{Socket, Visitor};
 use super::transports::Transports;
 use super::{Shared, address};
 use crate::error::{Error, Result, Status};
+use crate::memory::{Memory, SharedMemory};
 use crate::proto::{Action, ConnId, Event, EventKind, JobEnd, JobId, Output};
 use crate::transport::{self, Done, Fence, Interest, Job, LinkId, Poller, Ready};
-use crate::wire::{Message, Preamble, StreamKind};
+use crate::wire::{BOARD_BYTES, BOARD_REGION, Message, Preamble, StreamKind};
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -24,7 +25,7 @@ const SLICE: u64 = 1 << 20;
 const MAX_VISITORS: usize = 256;
 /// Time they have for it.
 const VISITOR_TIME: Duration = Duration::from_secs(10);
-/// How long an idle reactor keeps looking before it sleeps: the next request of a busy engine is met awake.
+/// How long the reactor keeps looking after a call before it sleeps: the next call of a busy engine is met awake.
 const LINGER: Duration = Duration::from_micros(50);
 
 pub(super) struct Reactor {
@@ -41,6 +42,8 @@ pub(super) struct Reactor {
     tokens: HashMap<u64, ConnId>,
     early: HashMap<ConnId, Vec<TcpStream>>,
     quarantined: HashSet<JobId>,
+    /// Shows peers which of our leases hold.
+    board: Arc<SharedMemory>,
     connect_timeout: Duration,
     max_events: usize,
     address: String,
@@ -63,9 +66,11 @@ impl Reactor {
         poller: Arc<Poller>,
         listener: TcpListener,
         wake: OwnedFd,
-        transports: Transports,
+        mut transports: Transports,
         config: &AgentConfig,
     ) -> Result<Reactor> {
+        let board = Arc::new(SharedMemory::allocate(BOARD_BYTES)?);
+        transports.register(BOARD_REGION, &Memory::shared(board.clone()))?;
         let base = transports.keys();
         let only_read = Interest { read: true, write: false };
         poller.add(&listener, base, only_read)?;
@@ -84,6 +89,7 @@ impl Reactor {
             tokens: HashMap::new(),
             early: HashMap::new(),
             quarantined: HashSet::new(),
+            board,
             connect_timeout: config.endpoint.handshake_timeout,
             max_events: config.max_events,
             address,
@@ -108,6 +114,7 @@ impl Reactor {
         if std::panic::catch_unwind(AssertUnwindSafe(|| self.transports.disconnect_all())).is_err() {
             log::error!("kvlink: closing the transports panicked");
         }
+        self.hang_up();
         if let Some(e) = error {
             self.shared.poisoned.store(true, Ordering::Release);
             let text = format!("the agent stopped: {}", e.message());
@@ -118,41 +125,49 @@ impl Reactor {
         }
     }
 
+    /// Closes what peers are connected to. Closing alone does not: a forked child has copies of the descriptors.
+    fn hang_up(&mut self) {
+        for (_, socket) in self.sockets.drain() {
+            socket.close(&self.poller);
+        }
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+    }
+
     fn serve(&mut self) -> Result<()> {
         let mut ready: Vec<Ready> = Vec::new();
-        let mut busy_until = Instant::now();
+        let mut linger = Instant::now();
+        let mut due: Option<Instant> = None;
+        let mut more = false;
         loop {
             if self.shared.stop.load(Ordering::Acquire) {
                 return Ok(());
             }
-            self.take_inbox();
-            let worked = self.pump();
-            let more = self.move_data(&ready)?;
-            let now = Instant::now();
-            if worked || more || !ready.is_empty() {
-                busy_until = now + LINGER;
+            if self.shared.poisoned.load(Ordering::Acquire) {
+                return Err(Error::new(Status::Internal, "a call panicked"));
             }
-            let timeout = if more { Some(Duration::ZERO) } else { self.idle(now, busy_until) };
+            let now = Instant::now();
+            let called = self.shared.pending.swap(false, Ordering::SeqCst);
+            if called {
+                linger = now + LINGER;
+                self.take_inbox();
+            }
+            if called || more || !ready.is_empty() || due.is_some_and(|at| at <= now) {
+                self.pump();
+                more = self.move_data(&ready)?;
+                self.pump();
+                due = self.shared.endpoint.lock().poll_timeout();
+            }
+            let timeout = if more || now < linger { Some(Duration::ZERO) } else { self.sleep(now, due) };
             self.poller.wait(timeout, &mut ready)?;
             self.shared.asleep.store(false, Ordering::SeqCst);
             self.on_ready(&ready);
         }
     }
 
-    /// How long to sleep: not at all while something may have come since we looked.
-    fn idle(&mut self, now: Instant, busy_until: Instant) -> Option<Duration> {
-        if now < busy_until {
-            return Some(Duration::ZERO);
-        }
+    /// Announces the sleep, and says how long: not at all while something may have come since we looked.
+    fn sleep(&mut self, now: Instant, due: Option<Instant>) -> Option<Duration> {
         self.shared.asleep.store(true, Ordering::SeqCst);
-        let endpoint = self.shared.endpoint.lock();
-        let due = endpoint.poll_timeout();
-        let waiting = endpoint.has_output();
-        drop(endpoint);
-        let inbox = self.shared.inbox.lock();
-        let waiting = waiting || !inbox.connected.is_empty() || !inbox.orders.is_empty();
-        drop(inbox);
-        if waiting || self.shared.stop.load(Ordering::Acquire) {
+        if self.shared.pending.load(Ordering::SeqCst) {
             return Some(Duration::ZERO);
         }
         let visitors = (!self.visitors.is_empty()).then_some(VISITOR_TIME);
@@ -161,8 +176,7 @@ impl Reactor {
     }
 
     /// Timers, then outputs until there are none.
-    fn pump(&mut self) -> bool {
-        let mut worked = false;
+    fn pump(&mut self) {
         let now = Instant::now();
         self.shared.endpoint.lock().handle_timeout(now);
         loop {
@@ -175,9 +189,8 @@ impl Reactor {
             }
             if outputs.is_empty() {
                 self.outputs = outputs;
-                return worked;
+                return;
             }
-            worked = true;
             for o in outputs.drain(..) {
                 self.carry_out(o);
             }
@@ -210,21 +223,26 @@ impl Reactor {
                 self.shared.endpoint.lock().handle_linked(Instant::now(), conn, linked);
             }
             Output::Unlink { conn } => self.transports.disconnect(conn),
-            Output::Post { job, conn, action, spans, staged } => {
+            Output::Post { job, conn, action, spans, staged, mark } => {
                 let action = match action {
                     Action::Pull => transport::Action::Pull,
                     Action::Send { tag } => transport::Action::Send { tag },
                     Action::Receive { tag } => transport::Action::Receive { tag },
                 };
                 let (id, link) = (transport::JobId(job.0), LinkId(conn.0));
-                if let Err(e) = self.transports.post(Job { id, link, action, spans, staged }) {
-                    let end = JobEnd { result: Err(e), bytes: 0, spans: Vec::new(), quiescent: true };
+                if let Err(e) = self.transports.post(Job { id, link, action, spans, staged }, mark) {
+                    let end = JobEnd { result: Err(e), bytes: 0, spans: Vec::new(), quiescent: true, held: false };
                     self.shared.endpoint.lock().handle_job(Instant::now(), job, end);
                 }
             }
             Output::CancelJob { job, reason } => {
                 if self.transports.cancel(transport::JobId(job.0), reason) == Some(Fence::Quarantined) {
                     self.quarantined.insert(job);
+                }
+            }
+            Output::Board { offset, word } => {
+                if let Err(e) = self.board.store_word(offset as usize, word) {
+                    log::error!("kvlink: the lease board: {e}");
                 }
             }
             Output::Event(e) => self.tell(e),
@@ -253,17 +271,18 @@ impl Reactor {
         let mut done = std::mem::take(&mut self.done);
         let more = self.transports.progress(ready, SLICE, &mut done);
         let now = Instant::now();
-        let any = !done.is_empty();
-        if any {
+        if !done.is_empty() {
             let mut endpoint = self.shared.endpoint.lock();
             for d in done.drain(..) {
                 let job = JobId(d.id.0);
                 let quiescent = !self.quarantined.remove(&job);
-                endpoint.handle_job(now, job, JobEnd { result: d.result, bytes: d.bytes, spans: d.spans, quiescent });
+                let held = self.transports.held(d.id);
+                let end = JobEnd { result: d.result, bytes: d.bytes, spans: d.spans, quiescent, held };
+                endpoint.handle_job(now, job, end);
             }
         }
         self.done = done;
-        Ok(more || any)
+        Ok(more)
     }
 
     fn on_ready(&mut self, ready: &[Ready]) {
@@ -489,6 +508,8 @@ impl Reactor {
                 self.pump();
                 Ok(())
             }
+            #[cfg(feature = "test-hooks")]
+            Order::Panic => panic!("a panic on purpose in the reactor"),
         }
     }
 }

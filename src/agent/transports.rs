@@ -6,6 +6,7 @@ use crate::memory::Memory;
 use crate::proto::{ConnId, LinkInfo};
 use crate::transport::host::Host;
 use crate::transport::{Done, Fence, Job, JobId, LinkId, Poller, Ready, Transport};
+use crate::wire::{BOARD_REGION, LeaseMark};
 use std::collections::HashMap;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -16,8 +17,10 @@ pub(super) const KEYS_PER_TRANSPORT: u64 = 1 << 32;
 pub(super) struct Transports {
     list: Vec<Box<dyn Transport>>,
     links: HashMap<LinkId, usize>,
-    jobs: HashMap<JobId, usize>,
+    jobs: HashMap<JobId, (usize, LinkId, Option<LeaseMark>)>,
     require: Require,
+    /// Jobs of the last progress whose lease the source's board showed after their last byte.
+    held: Vec<JobId>,
 }
 
 impl Transports {
@@ -32,7 +35,13 @@ impl Transports {
                 return Err(Error::new(Status::TransportUnavailable, text));
             }
         }
-        Ok(Transports { list, links: HashMap::new(), jobs: HashMap::new(), require: config.require.clone() })
+        Ok(Transports {
+            list,
+            links: HashMap::new(),
+            jobs: HashMap::new(),
+            require: config.require.clone(),
+            held: Vec::new(),
+        })
     }
 
     /// First key that belongs to no transport.
@@ -111,32 +120,42 @@ impl Transports {
         }
     }
 
-    pub fn post(&mut self, job: Job) -> Result<()> {
+    pub fn post(&mut self, job: Job, mark: Option<LeaseMark>) -> Result<()> {
         let (id, link) = (job.id, job.link);
         let Some(at) = self.links.get(&link).copied() else {
             return Err(Error::new(Status::PeerDead, "the link is gone"));
         };
         self.list[at].post(job)?;
-        self.jobs.insert(id, at);
+        self.jobs.insert(id, (at, link, mark));
         Ok(())
     }
 
     pub fn cancel(&mut self, job: JobId, reason: Status) -> Option<Fence> {
-        let at = self.jobs.get(&job).copied()?;
+        let (at, _, _) = *self.jobs.get(&job)?;
         Some(self.list[at].cancel(job, reason))
+    }
+
+    /// Whether the source's board showed the job's lease after its last byte.
+    pub fn held(&self, job: JobId) -> bool {
+        self.held.contains(&job)
     }
 
     /// Drives all transports; returns whether one would go on at once.
     pub fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {
         let before = done.len();
         let mut more = false;
+        self.held.clear();
         for (at, t) in self.list.iter_mut().enumerate() {
             let keys = at as u64 * KEYS_PER_TRANSPORT..(at as u64 + 1) * KEYS_PER_TRANSPORT;
             let mine: Vec<Ready> = ready.iter().copied().filter(|r| keys.contains(&r.key)).collect();
             more |= t.progress(&mine, budget, done);
         }
         for d in done.iter().skip(before) {
-            self.jobs.remove(&d.id);
+            let Some((at, link, mark)) = self.jobs.remove(&d.id) else { continue };
+            let Some(mark) = mark.filter(|_| d.result.is_ok()) else { continue };
+            if self.list[at].peek(link, BOARD_REGION, mark.offset) == Some(mark.word) {
+                self.held.push(d.id);
+            }
         }
         more
     }

@@ -2,8 +2,9 @@
 
 use super::plan::{CopySet, Cut, Plan, Span, Template};
 use super::request::{BlockList, NO_BLOCK, Request};
-use super::shape::{Alias, Group, GroupKind, Layout};
+use super::shape::{Alias, Group, GroupKind, Layout, Page};
 use crate::error::{Error, Result, Status};
+use std::ops::Range;
 
 /// What an expansion produced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,8 +33,8 @@ impl Plan {
     /// # Errors
     /// [`Status::InvalidBlocks`] names the group, the position and both values; `out` is then as it was.
     pub fn expand(&self, request: &Request<'_>, scratch: &mut Scratch, out: &mut Vec<Span>) -> Result<Summary> {
-        check_lists("source", &self.src, request.src, &self.source_use(), None)?;
-        check_lists("destination", &self.dst, request.dst, &self.destination_use(), Some(scratch))?;
+        check_lists("source", &self.src, request.src, &self.used.0, None)?;
+        check_lists("destination", &self.dst, request.dst, &self.used.1, Some(scratch))?;
         if request.tokens.start > request.tokens.end || request.tokens.end > request.end {
             return Err(invalid(format!(
                 "token range [{}, {}) of a request of {} tokens",
@@ -51,14 +52,6 @@ impl Plan {
         sink.flush();
         let (bytes, runs) = (sink.bytes, sink.runs);
         Ok(Summary { spans: out.len().saturating_sub(before) as u64, bytes, runs })
-    }
-
-    fn source_use(&self) -> impl Fn(u32) -> bool + '_ {
-        |g| self.sets.iter().any(|s| s.src_group == g)
-    }
-
-    fn destination_use(&self) -> impl Fn(u32) -> bool + '_ {
-        |g| self.sets.iter().any(|s| s.dst_group == g)
     }
 
     fn expand_set(&self, set: &CopySet, request: &Request<'_>, sink: &mut Sink<'_>) -> Result<()> {
@@ -123,21 +116,24 @@ impl<'a> Ids<'a> {
         Some(Ids { which, index, list: list.ids, first: list.first, group })
     }
 
-    /// The id at a local block position: `Ok(None)` for positions that the list leaves out on purpose.
+    /// The entry at a local block position, [`NO_BLOCK`] for a hole; `None` outside of the list.
     #[inline(always)]
-    fn id(&self, position: u64) -> Result<Option<u64>> {
+    fn entry(&self, position: u64) -> Option<u32> {
         let at = match self.group.kind {
-            GroupKind::Paged => match position.checked_sub(self.first) {
-                Some(at) => at,
-                None => return Ok(None),
-            },
+            GroupKind::Paged => position.wrapping_sub(self.first),
             GroupKind::Slots => position,
             GroupKind::Ring => position.checked_rem(self.list.len() as u64).unwrap_or(0),
         };
-        match self.list.get(at as usize) {
-            Some(&NO_BLOCK) => Ok(None),
-            Some(&id) => Ok(Some(u64::from(id))),
-            None => Err(self.too_short(position)),
+        self.list.get(at as usize).copied()
+    }
+
+    /// What it means that a position is outside of the list: left out on purpose before its beginning, missing after its
+    /// end.
+    #[cold]
+    fn outside(&self, position: u64) -> Result<u32> {
+        match self.group.kind {
+            GroupKind::Paged if position < self.first => Ok(NO_BLOCK),
+            _ => Err(self.too_short(position)),
         }
     }
 
@@ -175,27 +171,101 @@ impl Walk<'_> {
     fn run(&self, sink: &mut Sink<'_>) -> Result<()> {
         let t: &Template = &self.set.template;
         sink.enter(self.set.src_region, self.set.dst_region);
+        let (period, dst_blocks) = (t.period.max(1), t.dst_blocks.max(1));
+        // A list that begins late leaves out the periods before it.
+        let late = if self.dst.group.kind == GroupKind::Paged { self.dst.first / dst_blocks } else { 0 };
+        let (first, last) = (late.max(self.low / period), self.high.div_ceil(period));
+        let paged = self.src.group.kind == GroupKind::Paged && self.dst.group.kind == GroupKind::Paged;
+        let loops = |cut: &Cut| t.loops.get(cut.loops as usize).filter(|l| l.steps().is_empty());
+        match t.cuts.as_slice() {
+            [cut] if paged && self.layers.1 == self.set.layers && loops(cut).is_some() => {
+                let begin = self.low.div_ceil(period).clamp(first, last.max(first));
+                let end = (self.high / period).max(begin);
+                self.periods(first..begin, sink)?;
+                self.plain(cut, loops(cut).map_or(0, |l| l.run), begin..end, sink)?;
+                self.periods(end.max(first)..last, sink)
+            }
+            _ => self.periods(first..last, sink),
+        }
+    }
+
+    /// Whole periods of one run each: blocks of equal size whose bytes are contiguous on both sides.
+    fn plain(&self, cut: &Cut, run: u64, periods: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {
+        let (t, set) = (&self.set.template, self.set);
+        let src_base = set.src_offset.wrapping_add(cut.src_offset);
+        let dst_base = set.dst_offset.wrapping_add(cut.dst_offset);
+        let mut src_at = periods.start.wrapping_mul(t.src_blocks).wrapping_add(cut.src_block);
+        let mut dst_at = periods.start.wrapping_mul(t.dst_blocks).wrapping_add(cut.dst_block);
+        // Single numbers, not a `Span`: stored in parts and loaded whole, it would stall every iteration.
+        let Span { mut src_offset, mut dst_offset, mut len, src_region, dst_region } = sink.current;
+        let mut runs = 0u64;
+        for _ in periods {
+            let d = match self.dst.list.get(dst_at.wrapping_sub(self.dst.first) as usize) {
+                Some(id) => *id,
+                None => self.dst.outside(dst_at)?,
+            };
+            if d != NO_BLOCK {
+                let s = match self.src.list.get(src_at.wrapping_sub(self.src.first) as usize) {
+                    Some(id) => *id,
+                    None => self.src.outside(src_at)?,
+                };
+                if s == NO_BLOCK {
+                    return Err(self.src.missing(src_at));
+                }
+                let s = u64::from(s).wrapping_mul(set.src_block_stride).wrapping_add(src_base);
+                let d = u64::from(d).wrapping_mul(set.dst_block_stride).wrapping_add(dst_base);
+                runs += 1;
+                if src_offset.wrapping_add(len) == s && dst_offset.wrapping_add(len) == d {
+                    len = len.wrapping_add(run);
+                } else {
+                    if len > 0 {
+                        sink.out.push(Span { src_offset, dst_offset, len, src_region, dst_region });
+                    }
+                    (src_offset, dst_offset, len) = (s, d, run);
+                }
+            }
+            (src_at, dst_at) = (src_at.wrapping_add(t.src_blocks), dst_at.wrapping_add(t.dst_blocks));
+        }
+        sink.current = Span { src_offset, dst_offset, len, src_region, dst_region };
+        sink.runs = sink.runs.wrapping_add(runs);
+        sink.bytes = sink.bytes.wrapping_add(runs.wrapping_mul(run));
+        Ok(())
+    }
+
+    fn periods(&self, periods: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {
+        let t: &Template = &self.set.template;
         let all_layers = self.layers.1 == self.set.layers;
-        let (Some(first), Some(last)) = (self.low.checked_div(t.period), self.high.checked_next_multiple_of(t.period))
-        else {
-            return Ok(());
-        };
-        let last = last.checked_div(t.period).unwrap_or(0);
-        for p in first..last {
+        for p in periods {
             let base = p.saturating_mul(t.period);
             let (src_base, dst_base) = (p.saturating_mul(t.src_blocks), p.saturating_mul(t.dst_blocks));
             for cut in &t.cuts {
                 let begin = base.saturating_add(cut.token);
                 let end = begin.saturating_add(cut.tokens);
-                if end <= self.low || begin >= self.high {
+                if end <= self.low {
                     continue;
                 }
-                let Some(d) = self.dst.id(dst_base.saturating_add(cut.dst_block))? else { continue };
+                if begin >= self.high {
+                    break;
+                }
+                let position = dst_base.saturating_add(cut.dst_block);
+                let d = match self.dst.entry(position) {
+                    Some(id) => id,
+                    None => self.dst.outside(position)?,
+                };
+                if d == NO_BLOCK {
+                    continue;
+                }
                 let position = src_base.saturating_add(cut.src_block);
-                let Some(s) = self.src.id(position)? else { return Err(self.src.missing(position)) };
+                let s = match self.src.entry(position) {
+                    Some(id) => id,
+                    None => self.src.outside(position)?,
+                };
+                if s == NO_BLOCK {
+                    return Err(self.src.missing(position));
+                }
                 // Inside the regions by the proof and by `id < num_blocks`, hence without overflow.
-                let s = s.wrapping_mul(self.set.src_block_stride).wrapping_add(self.set.src_offset);
-                let d = d.wrapping_mul(self.set.dst_block_stride).wrapping_add(self.set.dst_offset);
+                let s = u64::from(s).wrapping_mul(self.set.src_block_stride).wrapping_add(self.set.src_offset);
+                let d = u64::from(d).wrapping_mul(self.set.dst_block_stride).wrapping_add(self.set.dst_offset);
                 let (s, d) = (s.wrapping_add(cut.src_offset), d.wrapping_add(cut.dst_offset));
                 if begin >= self.low && end <= self.high && all_layers {
                     if let Some(loops) = t.loops.get(cut.loops as usize) {
@@ -243,7 +313,6 @@ impl Sink<'_> {
 
     fn flush(&mut self) {
         if self.current.len > 0 {
-            self.bytes = self.bytes.saturating_add(self.current.len);
             self.out.push(self.current);
             self.current.len = 0;
         }
@@ -251,14 +320,14 @@ impl Sink<'_> {
 
     #[inline(always)]
     fn run(&mut self, src: u64, dst: u64, len: u64) {
-        self.runs += 1;
+        self.runs = self.runs.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(len);
         let c = &mut self.current;
         if c.len > 0 && c.src_offset.wrapping_add(c.len) == src && c.dst_offset.wrapping_add(c.len) == dst {
             c.len = c.len.saturating_add(len);
             return;
         }
         if c.len > 0 {
-            self.bytes = self.bytes.wrapping_add(c.len);
             self.out.push(*c);
         }
         (c.src_offset, c.dst_offset, c.len) = (src, dst, len);
@@ -291,12 +360,13 @@ fn invalid(message: String) -> Error {
     Error::new(Status::InvalidBlocks, message)
 }
 
-/// Ids in range everywhere; on the destination also unique, and disjoint between groups that share bytes.
+/// In the groups that the plan uses: ids in range, and on the destination also unique and disjoint from those of groups
+/// that share their bytes.
 fn check_lists(
     which: &str,
     layout: &Layout,
     lists: &[BlockList<'_>],
-    used: &dyn Fn(u32) -> bool,
+    used: &[bool],
     scratch: Option<&mut Scratch>,
 ) -> Result<()> {
     if lists.len() != layout.groups().len() {
@@ -306,7 +376,7 @@ fn check_lists(
             layout.groups().len()
         )));
     }
-    let groups = layout.groups().iter().zip(lists).enumerate();
+    let groups = layout.groups().iter().zip(lists).enumerate().zip(used).filter(|(_, used)| **used).map(|(g, _)| g);
     for (g, (group, list)) in groups.clone() {
         if let Some((at, id)) = list.ids.iter().enumerate().find(|(_, id)| **id >= group.num_blocks && **id != NO_BLOCK)
         {
@@ -315,18 +385,20 @@ fn check_lists(
                 group.num_blocks
             )));
         }
-        if group.kind == GroupKind::Slots && list.ids.contains(&NO_BLOCK) {
-            return Err(invalid(format!("group {g}: a hole in a {which} list of state slots")));
+        let hole = list.ids.iter().position(|id| *id == NO_BLOCK);
+        if let (GroupKind::Slots, Some(at)) = (group.kind, hole) {
+            return Err(invalid(format!("group {g}: a hole at position {at} of a {which} list of state slots")));
         }
     }
     let Some(scratch) = scratch else { return Ok(()) };
     for (g, (group, list)) in groups {
-        if used(g as u32) {
-            unique(g, group, list, &mut scratch.seen)?;
-        }
+        unique(g, group, list, &mut scratch.seen)?;
     }
     for alias in layout.aliases() {
-        disjoint(alias, lists, &mut scratch.pages)?;
+        let is_used = |g: u32| used.get(g as usize).copied().unwrap_or(false);
+        if is_used(alias.groups.0) || is_used(alias.groups.1) {
+            disjoint(alias, lists, &mut scratch.pages)?;
+        }
     }
     Ok(())
 }
@@ -363,9 +435,9 @@ fn unique(g: usize, group: &Group, list: &BlockList<'_>, seen: &mut Vec<u64>) ->
 /// No page of one group lies over a page of the other.
 fn disjoint(alias: &Alias, lists: &[BlockList<'_>], pages: &mut Vec<(u64, u64)>) -> Result<()> {
     let ids = |g: u32| lists.get(g as usize).map(|l| l.ids).unwrap_or(&[]).iter().filter(|id| **id != NO_BLOCK);
-    let page = |(offset, stride, extent): (u64, u64, u64), id: u32| {
-        let begin = u64::from(id).wrapping_mul(stride).wrapping_add(offset);
-        (begin, begin.wrapping_add(extent))
+    let page = |p: Page, id: u32| {
+        let begin = u64::from(id).wrapping_mul(p.stride).wrapping_add(p.offset);
+        (begin, begin.wrapping_add(p.len))
     };
     pages.clear();
     pages.extend(ids(alias.groups.0).map(|id| page(alias.pages.0, *id)));

@@ -50,6 +50,21 @@ impl SharedMemory {
         self.len == 0
     }
 
+    /// Stores a word at a byte offset (a multiple of 8) so that other processes see it after everything before it.
+    ///
+    /// # Errors
+    /// [`Status::InvalidArgument`] if it does not lie inside.
+    pub fn store_word(&self, offset: usize, word: u64) -> Result<()> {
+        if offset % 8 != 0 || offset.checked_add(8).is_none_or(|end| end > self.len) {
+            return Err(Error::new(Status::InvalidArgument, format!("word at byte {offset} of {} bytes", self.len)));
+        }
+        // SAFETY: aligned (mappings begin at a page), inside the mapping, which lives as long as `self`; every access to
+        // words goes through atomics.
+        let slot = unsafe { std::sync::atomic::AtomicU64::from_ptr((self.addr + offset) as *mut u64) };
+        slot.store(word, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+
     /// The file behind it.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -3,9 +3,9 @@
 use super::endpoint::{Endpoint, Timer, later};
 use super::event::{Event, EventKind};
 use super::id::{Id, Kind, Slab};
-use super::output::ConnId;
+use super::output::{ConnId, Output};
 use crate::error::{Error, Result, Status};
-use crate::wire::{Blocks, Message, Ticket, limit};
+use crate::wire::{Blocks, LeaseMark, Message, Ticket, limit};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -123,6 +123,8 @@ impl Endpoint {
         let request = offer.request.clone();
         // The ranks of an instance offer the same requests in the same order, so that they count alike.
         let round = self.leases.ended_by_request.get(&request).map_or(0, |e| e.round).wrapping_add(1);
+        let mark = LeaseMark::new(self.me.incarnation, &request, round);
+        self.outputs.push_back(Output::Board { offset: mark.offset, word: mark.word });
         let id = self.leases.slab.insert(Lease { offer, round, deadline, consumers: BTreeMap::new() });
         self.leases.by_request.insert(request, id);
         self.timer(deadline, Timer::Lease(id));
@@ -234,6 +236,9 @@ impl Endpoint {
     fn end_lease(&mut self, id: Id, status: Status) {
         let Some(lease) = self.leases.slab.remove(id) else { return };
         let request = lease.offer.request;
+        // Before the event: whoever still finds the word afterwards has read before the blocks could change.
+        let mark = LeaseMark::new(self.me.incarnation, &request, lease.round);
+        self.outputs.push_back(Output::Board { offset: mark.offset, word: 0 });
         self.leases.by_request.remove(&request);
         self.untimer(lease.deadline, Timer::Lease(id));
         let told = if status == Status::Ok { Status::UnknownRequest } else { Status::LeaseExpired };

@@ -4,7 +4,7 @@ use super::event::Event;
 use super::id::Id;
 use crate::error::{Error, Status};
 use crate::layout::Span;
-use crate::wire::Message;
+use crate::wire::{LeaseMark, Message};
 
 /// A session; also names its link towards the transport.
 pub type ConnId = Id;
@@ -73,6 +73,8 @@ pub struct JobEnd {
     pub spans: Vec<Span>,
     /// The end of all access is proven.
     pub quiescent: bool,
+    /// After the last byte, the source's board still showed the lease.
+    pub held: bool,
 }
 
 /// One thing to do. Outputs are carried out in order.
@@ -137,6 +139,15 @@ pub enum Output {
         spans: Vec<Span>,
         /// Packing pays.
         staged: bool,
+        /// Look at the source's board after the last byte; see [`JobEnd::held`].
+        mark: Option<LeaseMark>,
+    },
+    /// Show a word on our board.
+    Board {
+        /// Byte offset.
+        offset: u64,
+        /// The word; 0: nothing.
+        word: u64,
     },
     /// End a job early; answered by `handle_job` all the same.
     CancelJob {

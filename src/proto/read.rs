@@ -11,7 +11,7 @@ use super::output::{Action, ConnId, JobEnd, JobId, Output, read_tag};
 use super::peer::bad_peer;
 use crate::error::{Error, Result, Status};
 use crate::layout::{Form, Span};
-use crate::wire::{Blocks, Message, Range, ReadRequest, Ticket};
+use crate::wire::{Blocks, LeaseMark, Message, Range, ReadRequest, Ticket};
 use std::time::{Duration, Instant};
 
 /// Failed reads whose invalid blocks are remembered.
@@ -223,7 +223,9 @@ impl Endpoint {
             }
         }
         let action = if pull { Action::Pull } else { Action::Receive { tag: read_tag(op) } };
-        self.outputs.push_back(Output::Post { job, conn, action, spans, staged });
+        let source = self.sessions.get(conn).and_then(|s| s.remote.as_ref()).map(|r| r.incarnation);
+        let mark = source.filter(|_| pull).map(|source| LeaseMark::new(source, &request, round));
+        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark });
         if !pull {
             self.send(conn, Message::Read(ReadRequest { op, request, round, range, blocks }));
         }
@@ -234,14 +236,15 @@ impl Endpoint {
         r.quarantined |= !end.quiescent;
         let Some(p) = r.parts.get_mut(part) else { return };
         p.job = None;
+        let mut tell = None;
         match end.result {
             Ok(()) if !p.gone && r.failure.is_none() => {
-                p.step = Step::Validating;
+                // Seen on the source's board: its acknowledgement can tell nothing new.
+                p.step = if end.held { Step::Valid } else { Step::Validating };
                 r.bytes += end.bytes;
                 r.spans += spans;
                 let (conn, op, consumers) = (p.conn, p.op, p.consumers);
-                let done = r.done(op, consumers);
-                self.send(conn, done);
+                tell = Some((conn, r.done(op, consumers)));
             }
             Ok(()) => p.step = Step::Failed,
             Err(e) => {
@@ -250,6 +253,10 @@ impl Endpoint {
             }
         }
         self.check_read(now, id);
+        // The engine first: it waits, the source does not.
+        if let Some((conn, done)) = tell {
+            self.send(conn, done);
+        }
     }
 
     pub(super) fn on_ack(&mut self, now: Instant, conn: ConnId, op: u64, status: i32) -> Result<()> {
@@ -257,8 +264,8 @@ impl Endpoint {
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return Ok(()) };
         let request = r.request.clone();
         let Some(p) = r.parts.get_mut(part) else { return Ok(()) };
-        if p.step == Step::Failed {
-            // Another part failed while this answer was under way.
+        if matches!(p.step, Step::Failed | Step::Valid) {
+            // Another part failed while this answer was under way, or the source's board had answered before.
             return Ok(());
         }
         if p.step != Step::Validating {
@@ -341,27 +348,24 @@ impl Endpoint {
             spans: r.spans,
             ..Event::new(EventKind::Transfer, Status::Ok)
         };
-        match r.failure.take() {
-            None => {
-                let mut everybody: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
-                for (conn, consumers) in &r.courtesy {
-                    let op = self.fresh();
-                    self.send(*conn, r.done(op, *consumers));
-                    everybody.push(*conn);
-                }
-                for payload in r.notify {
-                    for conn in &everybody {
-                        self.send(*conn, Message::Notify(payload.clone()));
-                    }
-                }
-            }
-            Some(e) => {
-                let status = if r.quarantined { Status::Quarantined } else { e.status() };
-                (event.status, event.text) = (status, e.message().to_string());
-                self.remember_failed(id, &r);
-            }
+        if let Some(e) = r.failure.take() {
+            let status = if r.quarantined { Status::Quarantined } else { e.status() };
+            (event.status, event.text) = (status, e.message().to_string());
+            self.remember_failed(id, &r);
+            return self.emit(event);
         }
         self.emit(event);
+        let mut everybody: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
+        for (conn, consumers) in &r.courtesy {
+            let op = self.fresh();
+            self.send(*conn, r.done(op, *consumers));
+            everybody.push(*conn);
+        }
+        for payload in r.notify {
+            for conn in &everybody {
+                self.send(*conn, Message::Notify(payload.clone()));
+            }
+        }
     }
 
     fn remember_failed(&mut self, id: Id, r: &ReadTransfer) {

@@ -46,7 +46,8 @@ impl Endpoint {
         let staged = matches!(plan.form(), Form::Staged { .. });
         let job = self.new_job(JobOwner::Serve { conn, op: r.op });
         self.served.insert((conn, r.op), Served { job, request: r.request });
-        self.outputs.push_back(Output::Post { job, conn, action: Action::Send { tag: read_tag(r.op) }, spans, staged });
+        let action = Action::Send { tag: read_tag(r.op) };
+        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark: None });
         Ok(())
     }
 

@@ -258,7 +258,7 @@ impl Endpoint {
         self.accepts.by_op.insert((conn, w.op), (id, index));
         if pull && spans.is_empty() {
             self.give_spans(spans);
-            let end = JobEnd { result: Ok(()), bytes: 0, spans: Vec::new(), quiescent: true };
+            let end = JobEnd { result: Ok(()), bytes: 0, spans: Vec::new(), quiescent: true, held: false };
             self.sink_job_ended(now, id, index, end);
             return Ok(());
         }
@@ -268,7 +268,7 @@ impl Endpoint {
         }
         let staged = matches!(plan.form(), Form::Staged { .. });
         let action = if pull { Action::Pull } else { Action::Receive { tag: write_tag(w.op) } };
-        self.outputs.push_back(Output::Post { job, conn, action, spans, staged });
+        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark: None });
         if !pull {
             // The source expands exactly what we expect: the same range, our blocks.
             let blocks = wanted.blocks;

@@ -186,7 +186,8 @@ impl Endpoint {
                 (p.job, p.sent) = (Some(job), true);
             }
         }
-        self.outputs.push_back(Output::Post { job, conn, action: Action::Send { tag: write_tag(op) }, spans, staged });
+        let action = Action::Send { tag: write_tag(op) };
+        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark: None });
         Ok(())
     }
 

@@ -58,7 +58,8 @@ pub struct Job {
     pub action: Action,
     /// The spans; given back in [`Done`] for reuse.
     pub spans: Vec<Span>,
-    /// Whether the spans are so short that packing pays (see [`crate::layout::Form`]).
+    /// Whether the spans are so short that packing may pay (see [`crate::layout::Form`]). The two sides of a stream need
+    /// not agree.
     pub staged: bool,
 }
 
@@ -117,7 +118,8 @@ pub trait Transport: Send {
     /// Makes a link from the peer's metadata; probes what works.
     fn connect(&mut self, link: LinkId, remote: &[u8]) -> Result<Link>;
 
-    /// Gives a link a connected socket for its streams.
+    /// Gives a link one more connected socket for its streams. When a socket of a link ends or misbehaves, the link is
+    /// broken: its jobs fail, and later ones are refused for the same reason.
     fn attach(&mut self, link: LinkId, socket: TcpStream) -> Result<()>;
 
     /// Ends a link; its jobs fail with [`Status::PeerDead`]. Afterwards nothing of it touches our memory.
@@ -126,10 +128,18 @@ pub trait Transport: Send {
     /// Accepts a job. An error means that nothing was started and the job is gone.
     fn post(&mut self, job: Job) -> Result<()>;
 
-    /// Ends a job early; it is reported as done with `reason`.
+    /// Ends a job early; the next [`progress`](Transport::progress) reports it as done with `reason`, unless it had ended
+    /// by itself already. The fence holds when this returns. An unknown job is quiescent.
     fn cancel(&mut self, job: JobId, reason: Status) -> Fence;
 
+    /// The 8 bytes at an offset of a peer's region, read now, after everything that pulls have copied; `None` where that takes
+    /// longer than a moment.
+    fn peek(&mut self, link: LinkId, region: u32, offset: u64) -> Option<u64> {
+        let _ = (link, region, offset);
+        None
+    }
+
     /// Works on ready sockets and running jobs for about `budget` bytes; appends ended jobs. Returns whether it would go
-    /// on at once if called again.
+    /// on at once if called again. Must be called after `post`, `cancel` and `deregister` without waiting for readiness.
     fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool;
 }

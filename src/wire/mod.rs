@@ -3,11 +3,13 @@
 //! docs/wire-format.md is the normative text. Decoders take untrusted bytes: every length is checked before it is
 //! believed, nothing panics, and an error names the field and both values.
 
+mod board;
 mod codec;
 mod frame;
 mod message;
 mod ticket;
 
+pub use board::{BOARD_BYTES, BOARD_REGION, BOARD_SLOTS, LeaseMark};
 pub use codec::{Reader, Writer};
 pub use frame::{FrameDecoder, Preamble, StreamKind, encode_frame};
 pub use message::{Blocks, Entry, Message, Purpose, Range, ReadRequest, WriteRequest};

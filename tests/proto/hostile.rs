@@ -203,7 +203,7 @@ fn every_message_in_every_state_of_a_session_leaves_nothing_behind() {
                         }
                         Output::Post { job, spans, .. } => {
                             let result = Err(kvlink::error::Error::new(Status::PeerDead, "closed"));
-                            let end = kvlink::proto::JobEnd { result, bytes: 0, spans, quiescent: true };
+                            let end = kvlink::proto::JobEnd { result, bytes: 0, spans, quiescent: true, held: false };
                             e.handle_job(now, job, end);
                         }
                         _ => {}

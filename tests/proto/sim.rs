@@ -9,7 +9,7 @@ use kvlink::layout::Layout;
 use kvlink::proto::{
     Action, Config, ConnId, Endpoint, Event, EventKind, Id, Identity, JobEnd, JobId, LinkInfo, Output,
 };
-use kvlink::wire::{FrameDecoder, Message, encode_frame};
+use kvlink::wire::{FrameDecoder, LeaseMark, Message, encode_frame};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +45,8 @@ pub struct Node {
     /// Outputs are observed, nothing is delivered before this time (a stopped process).
     paused: Option<Instant>,
     silent: bool,
+    /// What peers that can peek see of its leases.
+    board: HashMap<u64, u64>,
     conns: HashMap<ConnId, (usize, usize)>,
     tokens: HashMap<u64, ConnId>,
 }
@@ -89,6 +91,8 @@ struct Job {
     moved: u64,
     ending: bool,
     flow: Option<FlowKey>,
+    mark: Option<LeaseMark>,
+    held: bool,
 }
 
 #[derive(Default)]
@@ -178,6 +182,7 @@ impl Sim {
             links: 0,
             paused: None,
             silent: false,
+            board: HashMap::new(),
             conns: HashMap::new(),
             tokens: HashMap::new(),
         });
@@ -380,8 +385,11 @@ impl Sim {
                 n.tokens.insert(token, conn);
             }
             Output::Unlink { conn } => self.unlink(node, conn),
-            Output::Post { job, conn, action, spans, .. } => self.post(node, job, conn, action, spans),
+            Output::Post { job, conn, action, spans, mark, .. } => self.post(node, job, conn, action, spans, mark),
             Output::CancelJob { job, reason } => self.end_job((node, job), Err(error(reason, "cancelled")), true),
+            Output::Board { offset, word } => {
+                n.board.insert(offset, word);
+            }
             Output::Event(e) => {
                 if let Some(hook) = &mut self.hook {
                     hook(&mut n.memory, &n.layout, node, &e);
@@ -481,7 +489,7 @@ impl Sim {
             }
             Item::JobEnd { job, result } => {
                 let Some(j) = self.jobs.remove(&job) else { return };
-                let end = JobEnd { result, bytes: j.moved, spans: j.spans, quiescent: true };
+                let end = JobEnd { result, bytes: j.moved, spans: j.spans, quiescent: true, held: j.held };
                 if self.alive(job.0) {
                     self.call(job.0, |e, now| e.handle_job(now, job.1, end));
                 }
@@ -552,11 +560,19 @@ impl Sim {
 
     // ---- jobs ----
 
-    fn post(&mut self, node: usize, id: JobId, conn: ConnId, action: Action, spans: Vec<kvlink::layout::Span>) {
+    fn post(
+        &mut self,
+        node: usize,
+        id: JobId,
+        conn: ConnId,
+        action: Action,
+        spans: Vec<kvlink::layout::Span>,
+        mark: Option<LeaseMark>,
+    ) {
         let pipe = self.nodes[node].conns.get(&conn).copied();
         let total = spans.iter().map(|s| s.len).sum();
         let key = (node, id);
-        let mut job = Job { pipe, conn, action, spans, total, moved: 0, ending: false, flow: None };
+        let mut job = Job { pipe, conn, action, spans, total, moved: 0, ending: false, flow: None, mark, held: false };
         let Some((pipe, side)) = pipe else {
             self.jobs.insert(key, job);
             return self.end_job(key, Err(error(Status::PeerDead, "no such link")), false);
@@ -591,6 +607,12 @@ impl Sim {
             return;
         }
         let (flow, action) = (job.flow, job.action);
+        if let (Some(mark), Some((pipe, side)), Ok(())) = (job.mark, job.pipe, &result) {
+            // Half of the time nobody looks: then the source must be asked.
+            let source = self.pipes[pipe].ends[1 - side].0;
+            let seen = self.nodes[source].board.get(&mark.offset) == Some(&mark.word);
+            job.held = seen && self.rng.chance(50);
+        }
         if let (Some(flow), Err(e), true) = (flow, &result, tell) {
             let delay = self.rng.below(self.net.latency.clone());
             let receiver = matches!(action, Action::Send { .. });

@@ -5,7 +5,7 @@ use super::inbound::{Inbound, Receive};
 use super::local::Regions;
 use super::outbound::Outbound;
 use super::scratch::Scratch;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Interest, LinkId, Poller};
 use std::collections::BTreeMap;
 use std::net::TcpStream;
@@ -41,7 +41,7 @@ impl Conn {
         poller.add(&socket, key, interest)?;
         Ok(Conn {
             link,
-            inbound: Inbound::default(),
+            inbound: Inbound::new(),
             outbound: Outbound::new(chunk),
             queued: false,
             socket,
@@ -70,12 +70,12 @@ impl Conn {
         ended.extend(done);
     }
 
-    /// Reads, then writes, for about `budget` bytes each; returns how many.
+    /// Reads, then writes, for about `budget` bytes each; returns what it cost.
     pub fn work(&mut self, cx: &mut Context<'_>, budget: u64) -> Result<u64> {
-        let mut bytes = 0;
-        while self.readable && bytes < budget {
+        let mut cost = 0;
+        while self.readable && cost < budget {
             let step = self.inbound.work(self.socket.as_fd(), cx.own, cx.io, cx.ended)?;
-            bytes += step.bytes;
+            cost += step.cost;
             self.readable = !step.drained;
             match step.chunk {
                 Some(Chunk::Open { tag, .. }) => {
@@ -92,11 +92,18 @@ impl Conn {
             }
         }
         if self.writable && self.outbound.pending() {
-            let step = self.outbound.work(self.socket.as_fd(), cx.own, cx.io, budget, cx.ended)?;
-            bytes += step.bytes;
+            let step = match self.outbound.work(self.socket.as_fd(), cx.own, cx.io, budget, cx.ended) {
+                // What the peer sent before it went away still counts: the end is found after the last byte.
+                Err(e) if e.status() == Status::PeerDead && self.readable => {
+                    self.writable = false;
+                    return Ok(cost);
+                }
+                other => other?,
+            };
+            cost += step.cost;
             self.writable = !step.blocked;
         }
-        Ok(bytes)
+        Ok(cost)
     }
 
     /// Waits for room to write exactly while there is something to write and no room.

@@ -3,7 +3,7 @@
 use super::chunk::{Chunk, HEADER};
 use super::local::{self, Cursor, Regions, Resolver, Side};
 use super::outbound::UNACCEPTED;
-use super::scratch::{PACKED_BYTES, Scratch};
+use super::scratch::{Ask, PACKED_BYTES, Scratch, cost_of_call};
 use super::sys::{self, PIECES, Source, Target};
 use crate::error::{Error, Result, Status};
 use crate::layout::Span;
@@ -31,6 +31,7 @@ impl Receive {
         let regions = own.check(&job.spans, Side::Destination)?;
         let (total, digest) = (local::total(&job.spans)?, local::digest(&job.spans));
         let Job { id, spans, staged, .. } = job;
+        let staged = staged && local::packing_pays(&spans, total);
         Ok(Receive { id, regions, spans, staged, total, digest, cursor: Cursor::default(), got: 0 })
     }
 
@@ -72,7 +73,8 @@ enum Incoming {
 /// What a step of reading came to.
 #[derive(Debug, Default)]
 pub(super) struct Step {
-    pub bytes: u64,
+    /// In bytes of a budget.
+    pub cost: u64,
     /// Nothing more to read for now.
     pub drained: bool,
     /// A chunk that the socket's owner must act on.
@@ -80,7 +82,7 @@ pub(super) struct Step {
 }
 
 /// All that is received on one socket.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inbound {
     header: [u8; HEADER],
     have: usize,
@@ -88,9 +90,15 @@ pub(super) struct Inbound {
     pending: usize,
     /// The stream whose payload is being read, and how much of the chunk is left.
     body: Option<(u64, u64)>,
+    /// Bytes to ask for at a time.
+    ask: Ask,
 }
 
 impl Inbound {
+    pub fn new() -> Inbound {
+        Inbound { header: [0; HEADER], have: 0, streams: BTreeMap::new(), pending: 0, body: None, ask: Ask::default() }
+    }
+
     /// Whether this stream was announced and waits for its job.
     pub fn is_pending(&self, tag: u64) -> bool {
         matches!(self.streams.get(&tag), Some(Incoming::Pending { .. }))
@@ -181,8 +189,9 @@ impl Inbound {
         let mut wanted = 0;
         let mut packed = false;
         if let Some((tag, left)) = self.body {
+            let ask = left.min(self.ask.bytes());
             wanted = match self.streams.get(&tag) {
-                Some(Incoming::Active(r)) if !r.staged => r.cursor.gather(&r.spans, own, left, PIECES - 1, list)?,
+                Some(Incoming::Active(r)) if !r.staged => r.cursor.gather(&r.spans, own, ask, PIECES - 1, list)?,
                 other => {
                     packed = matches!(other, Some(Incoming::Active(_)));
                     let n = left.min(PACKED_BYTES as u64);
@@ -196,6 +205,7 @@ impl Inbound {
         if with_header {
             list.push(Target::of(&mut self.header[self.have..]));
         }
+        let pieces = list.len();
         let n = match sys::receive(socket, list) {
             Ok(0) => return Err(Error::new(Status::PeerDead, "data socket: closed by the peer")),
             Ok(n) => n as u64,
@@ -203,6 +213,7 @@ impl Inbound {
             Err(Errno::INTR) => return Ok(Step::default()),
             Err(e) => return Err(Error::new(Status::PeerDead, format!("data socket: receiving: {e}"))),
         };
+        self.ask.took(n, wanted + room as u64);
         let body = n.min(wanted);
         if let Some((tag, left)) = &mut self.body {
             *left -= body;
@@ -220,7 +231,7 @@ impl Inbound {
             }
         }
         self.have += (n - body) as usize;
-        let mut step = Step { bytes: n, drained: n < wanted + room as u64, chunk: None };
+        let mut step = Step { cost: cost_of_call(n, pieces, packed), drained: n < wanted + room as u64, chunk: None };
         if self.have == HEADER {
             self.have = 0;
             let chunk = Chunk::decode(&self.header)?;

@@ -107,6 +107,13 @@ pub(super) fn total(spans: &[Span]) -> Result<u64> {
         .ok_or_else(|| Error::new(Status::InvalidArgument, format!("{} spans of more than 2^64 bytes", spans.len())))
 }
 
+/// Whether a staged stream is to be packed: only runs so short cost the kernel more than a second copy. Measured by
+/// `benches/staging.rs`: packing wins by a quarter at 256 bytes and loses at 512.
+pub(super) fn packing_pays(spans: &[Span], total: u64) -> bool {
+    const SHORT: u64 = 384;
+    total / SHORT < spans.len() as u64
+}
+
 /// A 64-bit order-sensitive hash of a span list: two sides that expanded different lists notice.
 pub(super) fn digest(spans: &[Span]) -> u64 {
     let fold = |a: u64, b: u64| {

@@ -39,9 +39,14 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Bytes for which a job or a socket works before the next one has its turn.
-const TURN: u64 = 1 << 20;
+const TURN: u64 = 256 << 10;
+
+/// A call of `progress` begins no turn after so long, whatever its budget: cold pages and a busy host make bytes slow,
+/// and heartbeats must not wait for them.
+const LONGEST: Duration = Duration::from_millis(1);
 
 /// The embedded transport. See the module's documentation.
 pub struct Host {
@@ -69,6 +74,13 @@ impl Host {
     /// [`Status::InvalidArgument`] for options that cannot be; [`Status::System`] where `/proc` cannot be read.
     pub fn new(poller: Arc<Poller>, keys: Range<u64>, options: HostOptions) -> Result<Host> {
         options.check()?;
+        if options.ptracer_any {
+            match rustix::process::set_ptracer(rustix::process::PTracer::Any) {
+                // A kernel without Yama knows no such restriction.
+                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+                Err(e) => return Err(Error::new(Status::System, format!("prctl(PR_SET_PTRACER): {e}"))),
+            }
+        }
         Ok(Host {
             options,
             poller,
@@ -208,7 +220,7 @@ impl Host {
         self.ended.len() > before
     }
 
-    /// Gives the next socket its turn; returns the bytes moved.
+    /// Gives the next socket its turn; returns what it cost.
     fn turn_socket(&mut self, budget: u64) -> u64 {
         let Some(slot) = self.active.pop_front() else { return 0 };
         let Some(Some(conn)) = self.sockets.get_mut(slot) else { return 0 };
@@ -253,6 +265,16 @@ impl Host {
                 self.ended.push(pull.done(Err(e)));
                 0
             }
+        }
+    }
+}
+
+impl Drop for Host {
+    /// A socket that was duplicated elsewhere would stay in the poller.
+    fn drop(&mut self) {
+        let error = Error::new(Status::PeerDead, "the transport is gone");
+        for conn in self.sockets.drain(..).flatten() {
+            conn.close(&self.poller, &error, &mut self.ended);
         }
     }
 }
@@ -359,6 +381,10 @@ impl Transport for Host {
         Ok(())
     }
 
+    fn peek(&mut self, link: LinkId, region: u32, offset: u64) -> Option<u64> {
+        self.links.get(&link)?.remote.peek(region, offset)
+    }
+
     fn cancel(&mut self, job: JobId, reason: Status) -> Fence {
         let error = Error::new(reason, format!("job {} was ended", job.0));
         let _ = self.end_pulls(|p| p.id == job, &error)
@@ -383,10 +409,14 @@ impl Transport for Host {
             }
         }
         let mut left = budget.max(1);
+        let begin = Instant::now();
         while left > 0 && (!self.active.is_empty() || !self.pulls.is_empty()) {
             let cost = self.turn_socket(left) + self.turn_pull(left);
             // A turn that moved nothing costs a little too, so that this loop always ends.
             left = left.saturating_sub(cost.max(64));
+            if begin.elapsed() > LONGEST {
+                break;
+            }
         }
         for d in &self.ended {
             self.jobs.remove(&d.id);

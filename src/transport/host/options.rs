@@ -10,6 +10,9 @@ pub struct HostOptions {
     pub shm: bool,
     /// Memory of peers on this host may be read across processes, and they may read ours.
     pub cma: bool,
+    /// Declares with `prctl(PR_SET_PTRACER)` that any process of our user may read this one's memory. Cross-process reads
+    /// need it where `kernel.yama.ptrace_scope` is 1; it also lets debuggers of that user attach. Off unless asked for.
+    pub ptracer_any: bool,
     /// Streams over sockets.
     pub tcp: bool,
     /// Payload of one chunk: streams that share a socket take turns after so many bytes. 4 KiB to 64 MiB.
@@ -27,6 +30,7 @@ impl Default for HostOptions {
         HostOptions {
             shm: true,
             cma: true,
+            ptracer_any: false,
             tcp: true,
             chunk_bytes: 1 << 20,
             streams: 4,

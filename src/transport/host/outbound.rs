@@ -2,7 +2,7 @@
 
 use super::chunk::Chunk;
 use super::local::{self, Cursor, Regions, Resolver, Side};
-use super::scratch::Scratch;
+use super::scratch::{Ask, PACKED_BYTES, Scratch, cost_of_call};
 use super::sys::{self, PIECES, Source, Target};
 use crate::error::{Error, Result, Status};
 use crate::layout::Span;
@@ -49,6 +49,7 @@ impl Send {
         let regions = own.check(&job.spans, Side::Source)?;
         let (total, digest) = (local::total(&job.spans)?, local::digest(&job.spans));
         let Job { id, spans, staged, .. } = job;
+        let staged = staged && local::packing_pays(&spans, total);
         let (cursor, offset, phase) = (Cursor::default(), 0, Phase::Queued);
         Ok(Send { id, regions, spans, staged, total, digest, cursor, offset, phase })
     }
@@ -91,7 +92,8 @@ impl Frame {
 /// What a piece of work came to.
 #[derive(Debug, Default)]
 pub(super) struct Step {
-    pub bytes: u64,
+    /// In bytes of a budget.
+    pub cost: u64,
     /// The socket would block.
     pub blocked: bool,
 }
@@ -107,6 +109,8 @@ pub(super) struct Outbound {
     turns: VecDeque<u64>,
     frame: Frame,
     packed: Vec<u8>,
+    /// Bytes to offer at a time.
+    ask: Ask,
 }
 
 impl Outbound {
@@ -130,6 +134,7 @@ impl Outbound {
             turns: VecDeque::new(),
             frame,
             packed: Vec::new(),
+            ask: Ask::default(),
         }
     }
 
@@ -225,15 +230,16 @@ impl Outbound {
         ended: &mut Vec<Done>,
     ) -> Result<Step> {
         let mut step = Step::default();
-        while step.bytes < budget && self.pending() {
+        while step.cost < budget && self.pending() {
             if self.frame.written() {
                 self.next_frame(own)?;
             }
-            let wanted = self.gather(own, &mut io.sources, budget - step.bytes)?;
+            let wanted = self.gather(own, &mut io.sources, self.ask.bytes())?;
             let more = wanted < self.unwritten();
             match sys::send(socket, &io.sources, more) {
                 Ok(n) => {
-                    step.bytes += n as u64;
+                    step.cost += cost_of_call(n as u64, io.sources.len(), self.frame.payload == Payload::Packed);
+                    self.ask.took(n as u64, wanted);
                     self.wrote(n, ended);
                     if (n as u64) < wanted {
                         step.blocked = true;
@@ -275,7 +281,8 @@ impl Outbound {
         }
         let Some(tag) = self.turns.pop_front() else { return Ok(()) };
         let Some(s) = self.sends.get(&tag) else { return Ok(()) };
-        let length = (s.total - s.offset).min(self.chunk);
+        let most = if s.staged { self.chunk.min(PACKED_BYTES as u64) } else { self.chunk };
+        let length = (s.total - s.offset).min(most);
         (f.tag, f.length, f.left) = (Some(tag), length, length);
         if length > 0 {
             f.head.extend(Chunk::Data { tag, offset: s.offset, length: length as u32 }.encode());
@@ -291,7 +298,7 @@ impl Outbound {
     }
 
     /// Lists what is left of the frame; returns how many bytes that is.
-    fn gather(&self, own: &Regions, list: &mut Vec<Source>, budget: u64) -> Result<u64> {
+    fn gather(&self, own: &Regions, list: &mut Vec<Source>, most: u64) -> Result<u64> {
         let f = &self.frame;
         list.clear();
         let head = f.head.get(f.sent..).unwrap_or(&[]);
@@ -299,8 +306,7 @@ impl Outbound {
             list.push(Source::of(head));
         }
         let mut bytes = head.len() as u64;
-        // Short writes cost more than a budget that is a little late.
-        let want = f.left.min(budget.max(64 << 10));
+        let want = f.left.min(most);
         let got = match f.payload {
             Payload::Spans if want > 0 => match f.tag.and_then(|tag| self.sends.get(&tag)) {
                 Some(s) => s.cursor.gather(&s.spans, own, want, PIECES - 1, list)?,
@@ -340,9 +346,7 @@ impl Outbound {
         let stream = f.tag.and_then(|tag| self.sends.get_mut(&tag).map(|s| (tag, s)));
         let Some((tag, s)) = stream else { return };
         s.offset += body as u64;
-        if f.payload == Payload::Spans {
-            s.cursor.advance(&s.spans, body as u64);
-        }
+        s.cursor.advance(&s.spans, body as u64);
         if !f.written() {
             return;
         }

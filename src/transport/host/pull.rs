@@ -5,15 +5,23 @@ use super::remote::{Reach, Remote};
 use super::scratch::{COVER_BYTES, Scratch};
 use super::sys::{self, Join, PIECES, Target};
 use crate::error::{Error, Result, Status};
-use crate::layout::{STAGE_RUN_BYTES, Span};
+use crate::layout::Span;
 use crate::transport::{Done, Job, JobId, LinkId};
 
-/// What a span costs in a budget of bytes besides its length.
-const SPAN_COST: u64 = 128;
+/// What a span costs in a budget of bytes besides its length: when it is copied here, when the kernel copies it.
+const SPAN_COST: u64 = 256;
+const FOREIGN_COST: u64 = 1024;
 
 /// Staged reads bridge gaps up to this: copying so many bytes for nothing costs less than another remote piece. Measured
-/// by `benches/staging.rs`.
+/// by `benches/staging.rs`: at 1 KiB covering wins for all runs below 2 KiB, at 2 KiB it is no better than span by span.
 pub const STAGE_GAP_BYTES: u64 = 1024;
+
+/// Spans from this length on are never staged, whatever their job says. From the same measurement.
+const LONG: u64 = 2048;
+
+/// Where the source is contiguous, the kernel sees one remote piece anyway, and unpacking pays below this length only.
+/// From the same measurement.
+const LONG_ADJACENT: u64 = 512;
 
 /// A running pull.
 #[derive(Debug)]
@@ -34,6 +42,7 @@ impl Pull {
         local::check(&job.spans, Side::Source, "the peer's", |r| remote.len(r))?;
         local::total(&job.spans)?;
         let Job { id, link, spans, staged, .. } = job;
+        let staged = staged && covering_pays(&spans);
         Ok(Pull { id, link, regions, spans, cursor: Cursor::default(), moved: 0, staged })
     }
 
@@ -46,20 +55,19 @@ impl Pull {
     pub fn slice(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<(u64, bool)> {
         let mut cost = self.skip_empty();
         while cost < budget && self.cursor.span < self.spans.len() {
-            let before = self.cursor.span;
-            let bytes = self.step(own, remote, io, budget - cost)?;
+            let (bytes, spent) = self.step(own, remote, io, budget - cost)?;
             self.moved += bytes;
-            cost += bytes + SPAN_COST * (self.cursor.span - before + 1) as u64 + self.skip_empty();
+            cost += spent + self.skip_empty();
         }
         Ok((cost, self.cursor.span >= self.spans.len()))
     }
 
-    /// One system call, or copies out of a mapping.
-    fn step(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<u64> {
-        let Some(s) = self.spans.get(self.cursor.span) else { return Ok(0) };
+    /// One system call, or copies out of a mapping; returns the bytes moved and their cost.
+    fn step(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<(u64, u64)> {
+        let Some(s) = self.spans.get(self.cursor.span) else { return Ok((0, 0)) };
         match remote.reach(s.src_region, s.src_offset, s.len)? {
             Reach::Mapped(_) => self.mapped(own, remote, budget),
-            Reach::Foreign(_) if self.staged && self.cursor.within == 0 && s.len < STAGE_RUN_BYTES => {
+            Reach::Foreign(_) if self.staged && self.cursor.within == 0 && s.len < LONG => {
                 self.covered(own, remote, io, budget)
             }
             Reach::Foreign(_) => self.direct(own, remote, io, budget),
@@ -74,7 +82,7 @@ impl Pull {
         (self.cursor.span - from) as u64
     }
 
-    fn mapped(&mut self, own: &Regions, remote: &Remote, budget: u64) -> Result<u64> {
+    fn mapped(&mut self, own: &Regions, remote: &Remote, budget: u64) -> Result<(u64, u64)> {
         let mut resolver = Resolver::new(own);
         let (mut bytes, mut cost) = (0, 0);
         while let Some(s) = self.spans.get(self.cursor.span) {
@@ -95,10 +103,10 @@ impl Pull {
                 self.cursor.within += len;
             }
         }
-        Ok(bytes)
+        Ok((bytes, cost))
     }
 
-    fn direct(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<u64> {
+    fn direct(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<(u64, u64)> {
         let mut resolver = Resolver::new(own);
         let Scratch { targets, foreign, nonce, .. } = io;
         targets.clear();
@@ -119,17 +127,17 @@ impl Pull {
             }
             sys::push(targets, resolver.piece(s, within, len)?);
             bytes += len;
-            cost += len + SPAN_COST;
+            cost += len + FOREIGN_COST;
             within = 0;
         }
         debug_assert_eq!(bytes, targets.iter().map(|t| t.len() as u64).sum::<u64>());
         let bytes = remote.read(targets, foreign, nonce)?;
         self.cursor.advance(&self.spans, bytes);
-        Ok(bytes)
+        Ok((bytes, cost))
     }
 
     /// Reads ranges that cover many short spans into a buffer, then unpacks them.
-    fn covered(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<u64> {
+    fn covered(&mut self, own: &Regions, remote: &Remote, io: &mut Scratch, budget: u64) -> Result<(u64, u64)> {
         let Scratch { targets, foreign, nonce, places, .. } = io;
         targets.clear();
         foreign.clear();
@@ -137,7 +145,7 @@ impl Pull {
         let mut cover: Option<Cover> = None;
         let (mut filled, mut cost) = (0u64, 0u64);
         for s in self.spans.get(self.cursor.span..).unwrap_or(&[]) {
-            if s.len >= STAGE_RUN_BYTES || cost >= budget {
+            if s.len >= LONG || cost >= budget {
                 break;
             }
             let gap = cover.as_ref().and_then(|c| c.gap(s));
@@ -155,7 +163,7 @@ impl Pull {
             filled += grow;
             places.push(filled - s.len);
             cover = Some(Cover { region: s.src_region, end: s.src_offset + s.len });
-            cost += grow + SPAN_COST / 4;
+            cost += grow + SPAN_COST / 2;
         }
         let buffer = io.buffer.bytes(COVER_BYTES);
         let whole = Target::of(buffer).first(filled as usize);
@@ -166,7 +174,7 @@ impl Pull {
             let what = format!("{got} of {filled} bytes of the peer's memory can be read");
             return Err(Error::new(Status::Incarnation, what));
         }
-        self.unpack(own, io)
+        Ok((self.unpack(own, io)?, cost))
     }
 
     fn unpack(&mut self, own: &Regions, io: &mut Scratch) -> Result<u64> {
@@ -182,6 +190,20 @@ impl Pull {
         self.cursor = Cursor { span: self.cursor.span + io.places.len(), within: 0 };
         Ok(bytes)
     }
+}
+
+/// Whether most spans of a staged job lie so close in the source that ranges can cover them.
+fn covering_pays(spans: &[Span]) -> bool {
+    let (mut near, mut adjacent, mut bytes) = (0usize, 0usize, 0u64);
+    for pair in spans.windows(2) {
+        let [a, b] = pair else { continue };
+        let gap = Cover { region: a.src_region, end: a.src_offset + a.len }.gap(b);
+        near += usize::from(gap.is_some());
+        adjacent += usize::from(gap == Some(0));
+        bytes += a.len;
+    }
+    let mean = bytes / spans.len().max(1) as u64;
+    near * 2 > spans.len() && (adjacent * 2 < spans.len() || mean < LONG_ADJACENT)
 }
 
 /// The range that is being read for several spans.

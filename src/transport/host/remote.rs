@@ -111,6 +111,23 @@ impl Remote {
             .map_err(|e| e.within(format!("probing process {}", self.pid)))
     }
 
+    /// The word at an offset, read after everything that was copied before.
+    pub fn peek(&self, region: u32, offset: u64) -> Option<u64> {
+        let mut word = [0u8; 8];
+        if offset % 8 != 0 || self.len(region)?.checked_sub(8)? < offset {
+            return None;
+        }
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        match self.reach(region, offset, 8).ok()? {
+            Reach::Mapped(source) => sys::copy(Target::of(&mut word), source),
+            Reach::Foreign(piece) => {
+                let (mut local, mut remote) = (vec![Target::of(&mut word)], vec![piece]);
+                self.read(&mut local, &mut remote, &mut [0; 16]).ok()?;
+            }
+        }
+        Some(u64::from_le_bytes(word))
+    }
+
     pub fn len(&self, region: u32) -> Option<u64> {
         self.regions.get(&region).map(|r| r.len)
     }
@@ -153,10 +170,7 @@ impl Remote {
             )),
             Err(Errno::SRCH) => Err(Error::new(Status::PeerDead, format!("process {} is gone", self.pid))),
             Err(Errno::FAULT) => Err(self.unreadable(remote)),
-            Err(Errno::PERM) => Err(Error::new(
-                Status::Permission,
-                format!("process_vm_readv from process {}: {} (needs ptrace rights)", self.pid, Errno::PERM),
-            )),
+            Err(Errno::PERM) => Err(Error::new(Status::Permission, denied(self.pid))),
             Err(e) => Err(Error::new(Status::System, format!("process_vm_readv from process {}: {e}", self.pid))),
         }
     }
@@ -168,6 +182,18 @@ impl Remote {
             region.map_or("its nonce".to_string(), |(i, r)| format!("region {i} at offset {}", at as u64 - r.addr));
         Error::new(Status::Incarnation, format!("process {} has no memory at {at:#x}, {what}", self.pid))
     }
+}
+
+/// Why the kernel may have said no.
+fn denied(pid: i32) -> String {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok();
+    let yama = match scope.as_deref().map(str::trim) {
+        None | Some("0") => String::new(),
+        Some(n) => {
+            format!("; kernel.yama.ptrace_scope is {n}: the peer must set ptracer_any, or we need CAP_SYS_PTRACE")
+        }
+    };
+    format!("process_vm_readv from process {pid}: {} (same user and ptrace rights are needed{yama})", Errno::PERM)
 }
 
 /// Whether the peer is a process that we can see, and the very one that made the metadata.

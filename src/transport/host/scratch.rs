@@ -48,3 +48,36 @@ impl Buffer {
         &mut self.bytes[..len]
     }
 }
+
+/// What a call on a socket costs in a budget of bytes: short pieces take longer than their bytes, packed ones most of all.
+pub(super) fn cost_of_call(bytes: u64, pieces: usize, packed: bool) -> u64 {
+    bytes * if packed { 4 } else { 1 } + 128 * pieces as u64
+}
+
+/// How many bytes to offer the next system call on a socket: somewhat more than it will take. Listing a thousand pieces,
+/// and having the kernel check them, costs more than the call itself if it then takes ten.
+#[derive(Debug)]
+pub(super) struct Ask {
+    bytes: u64,
+}
+
+impl Default for Ask {
+    fn default() -> Ask {
+        Ask { bytes: 1 << 20 }
+    }
+}
+
+impl Ask {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What the call took of what it was offered.
+    pub fn took(&mut self, bytes: u64, offered: u64) {
+        if bytes < offered {
+            self.bytes = (bytes * 2).clamp(128 << 10, 4 << 20);
+        } else if offered >= self.bytes {
+            self.bytes = (self.bytes * 2).min(4 << 20);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Configuration of an agent.
+
+use super::decode::{Sized32, flag, optional_string, reserved, string, unknown};
+use super::types::sized;
+use crate::agent::{AgentConfig, Require};
+use crate::error::Result;
+use std::ffi::c_char;
+use std::time::Duration;
+
+/// Configuration of an agent; zero means default everywhere. No environment variable is read.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct kvlink_agent_config_t {
+    /// sizeof(kvlink_agent_config_t).
+    pub struct_size: u32,
+    /// This rank.
+    pub rank: u32,
+    /// Ranks of the instance; 0: 1.
+    pub ranks: u32,
+    /// 1: may listen on other than loopback addresses without authentication.
+    pub allow_remote: u32,
+    /// Name of the instance; required.
+    pub instance: *const c_char,
+    /// Where to listen, "host:port"; NULL: a free port of 127.0.0.1.
+    pub listen: *const c_char,
+    /// Address that others shall use, "host" or "host:port"; NULL: the one that is listened on.
+    pub advertise: *const c_char,
+    /// Address of rank 0 (kvlink_agent_address there); required on every other rank.
+    pub leader: *const c_char,
+    /// Transport that must be in effect ("host", "host/shm", "host/cma", "host/tcp"): a handshake that would get another
+    /// one fails. NULL: the best that works.
+    pub require_transport: *const c_char,
+    /// Ways of the host transport that must not be used: bit 0 shared memory, bit 1 cross-process copies, bit 2 TCP.
+    pub host_disable: u32,
+    /// Silence in milliseconds after which a peer is asked for a sign of life; 0: 1000.
+    pub heartbeat_ms: u32,
+    /// Heartbeats without one after which it is dead; 0: 3.
+    pub heartbeat_misses: u32,
+    /// Milliseconds for a handshake; 0: 30000.
+    pub handshake_timeout_ms: u32,
+    /// Milliseconds for a transfer that names none; 0: 30000.
+    pub transfer_timeout_ms: u32,
+    /// Milliseconds of a lease that names none; 0: 30000.
+    pub lease_ms: u32,
+    /// Transfers in flight; 0: 4096.
+    pub max_transfers: u32,
+    /// Offers held; 0: 65536.
+    pub max_offers: u32,
+    /// Accepts held; 0: 65536.
+    pub max_accepts: u32,
+    /// Peers; 0: 1024.
+    pub max_peers: u32,
+    /// Events that may wait before peers that notify are cut off; 0: 65536.
+    pub max_events: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+sized!(kvlink_agent_config_t);
+
+impl kvlink_agent_config_t {
+    /// # Safety
+    /// Strings as the header says.
+    pub(super) unsafe fn decode(&self) -> Result<AgentConfig> {
+        reserved(Self::NAME, self.reserved)?;
+        let allow_remote = flag("allow_remote", self.allow_remote)?;
+        if self.host_disable > 7 {
+            return Err(unknown("host_disable", self.host_disable, "0..=7"));
+        }
+        // SAFETY: the caller's contract.
+        let (instance, listen, advertise, leader, require) = unsafe {
+            (
+                string(self.instance, "instance")?,
+                optional_string(self.listen, "listen")?,
+                optional_string(self.advertise, "advertise")?,
+                optional_string(self.leader, "leader")?,
+                optional_string(self.require_transport, "require_transport")?,
+            )
+        };
+        let mut c = AgentConfig::new(instance, self.rank, self.ranks.max(1));
+        c.allow_remote = allow_remote;
+        if !listen.is_empty() {
+            c.listen = listen.to_string();
+        }
+        c.advertise = advertise.to_string();
+        c.leader = leader.to_string();
+        if !require.is_empty() {
+            c.require = Require::Named(require.to_string());
+        }
+        c.host.shm = self.host_disable & 1 == 0;
+        c.host.cma = self.host_disable & 2 == 0;
+        c.host.tcp = self.host_disable & 4 == 0;
+        let time = |slot: &mut Duration, ms: u32| {
+            if ms != 0 {
+                *slot = Duration::from_millis(u64::from(ms));
+            }
+        };
+        let e = &mut c.endpoint;
+        time(&mut e.heartbeat, self.heartbeat_ms);
+        time(&mut e.handshake_timeout, self.handshake_timeout_ms);
+        time(&mut e.transfer_timeout, self.transfer_timeout_ms);
+        time(&mut e.lease, self.lease_ms);
+        let number = |slot: &mut usize, n: u32| {
+            if n != 0 {
+                *slot = n as usize;
+            }
+        };
+        if self.heartbeat_misses != 0 {
+            e.heartbeat_misses = self.heartbeat_misses;
+        }
+        number(&mut e.max_transfers, self.max_transfers);
+        number(&mut e.max_offers, self.max_offers);
+        number(&mut e.max_accepts, self.max_accepts);
+        number(&mut e.max_peers, self.max_peers);
+        number(&mut c.max_events, self.max_events);
+        Ok(c)
+    }
+}
