@@ -354,8 +354,8 @@ pub fn endpoint(data: &[u8]) -> usize {
                     jobs.push(job);
                 }
                 Output::CancelJob { job, reason } => {
-                    if jobs.contains(&job) {
-                        jobs.retain(|j| *j != job);
+                    if let Some(at) = jobs.iter().position(|j| *j == job) {
+                        jobs.swap_remove(at);
                         let result = Err(Error::new(reason, "cancelled"));
                         e.handle_job(
                             now,

@@ -50,6 +50,15 @@ enum Step {
     Failed,
 }
 
+/// A part that is about to begin.
+struct Ready {
+    conn: ConnId,
+    consumers: u32,
+    spans: Vec<Span>,
+    staged: bool,
+    groups: Vec<u32>,
+}
+
 struct Part {
     conn: ConnId,
     op: u64,
@@ -128,20 +137,20 @@ impl Endpoint {
         for (rank, consumers) in &inbound.acknowledges {
             courtesy.push((self.session_with(args.peer, *rank)?, *consumers, *rank));
         }
-        let mut ready: Vec<(ConnId, u32, Vec<Span>, bool, Vec<u32>)> = Vec::new();
+        let mut ready: Vec<Ready> = Vec::new();
         for plan in &inbound.plans {
             let conn = self.session_with(args.peer, plan.source())?;
             let (spans, _) = match self.expand(plan, &ticket.blocks, &args.blocks, &range) {
                 Ok(x) => x,
                 Err(e) => {
-                    ready.into_iter().for_each(|(_, _, spans, _, _)| self.give_spans(spans));
+                    ready.into_iter().for_each(|x| self.give_spans(x.spans));
                     return Err(e);
                 }
             };
             let consumers = courtesy.iter().find(|(_, _, r)| *r == plan.source()).map_or(1, |(_, n, _)| *n);
             courtesy.retain(|(_, _, r)| *r != plan.source());
             let staged = matches!(plan.form(), Form::Staged { .. });
-            ready.push((conn, consumers, spans, staged, plan.destination_groups()));
+            ready.push(Ready { conn, consumers, spans, staged, groups: plan.destination_groups() });
         }
         let deadline = later(now, args.timeout.unwrap_or(self.config.transfer_timeout));
         let id = self.transfers.insert(Transfer::Read(ReadTransfer {
@@ -162,8 +171,8 @@ impl Endpoint {
             notify: Vec::new(),
         }));
         self.timer(deadline, Timer::Transfer(id));
-        for (conn, consumers, spans, staged, groups) in ready {
-            self.start_part(id, conn, consumers, spans, staged, groups);
+        for part in ready {
+            self.start_part(id, part);
         }
         self.check_read(now, id);
         Ok(id)
@@ -192,7 +201,8 @@ impl Endpoint {
         Ok(())
     }
 
-    fn start_part(&mut self, id: Id, conn: ConnId, consumers: u32, spans: Vec<Span>, staged: bool, groups: Vec<u32>) {
+    fn start_part(&mut self, id: Id, part: Ready) {
+        let Ready { conn, consumers, spans, staged, groups } = part;
         let op = self.fresh();
         let pull = self.sessions.get(conn).is_some_and(|s| s.we_pull());
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };

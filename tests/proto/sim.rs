@@ -106,16 +106,21 @@ struct Flow {
 /// What the engine of a process does when an event comes, before anything else happens.
 pub type Hook = Box<dyn FnMut(&mut Vec<Vec<u8>>, &Layout, usize, &Event)>;
 
+/// Whether a message may pass: (sender, receiver, message).
+pub type Filter = Box<dyn FnMut(usize, usize, &Message) -> bool>;
+
+/// Region and offset in the source, the same in the destination, bytes.
+type Piece = ((usize, usize), (usize, usize), usize);
+
 pub struct Sim {
     pub now: Instant,
-    pub start: Instant,
     pub rng: Rng,
     pub net: Net,
     pub config: Config,
     pub nodes: Vec<Node>,
     pub hook: Option<Hook>,
     /// Drops messages: (sender, receiver, message).
-    pub filter: Option<Box<dyn FnMut(usize, usize, &Message) -> bool>>,
+    pub filter: Option<Filter>,
     /// Every message, as sent.
     pub log: Vec<(usize, usize, Message)>,
     addresses: HashMap<String, usize>,
@@ -136,7 +141,6 @@ impl Sim {
         let now = Instant::now();
         Sim {
             now,
-            start: now,
             rng: Rng::new(seed),
             net: Net::default(),
             config: Config::default(),
@@ -224,7 +228,9 @@ impl Sim {
 
     /// The process stops running for a while; its memory stays readable, its copies go on.
     pub fn pause(&mut self, node: usize, time: Duration) {
-        self.nodes[node].paused = Some(self.now + time);
+        let until = self.now + time;
+        let paused = &mut self.nodes[node].paused;
+        *paused = Some(paused.map_or(until, |p| p.max(until)));
     }
 
     /// Breaks the connection between two processes, as a network does: both sides notice later.
@@ -322,11 +328,6 @@ impl Sim {
 
     pub fn event_of(&self, node: usize, id: Id) -> Option<&Event> {
         self.nodes[node].events.iter().map(|(_, e)| e).find(|e| e.id == id.0)
-    }
-
-    pub fn wait_event(&mut self, node: usize, id: Id, limit: Duration) -> Event {
-        self.until("an operation's event", limit, |s| s.event_of(node, id).is_some());
-        self.event_of(node, id).expect("it was waited for").clone()
     }
 
     pub fn sent(&self, f: impl Fn(&Message) -> bool) -> usize {
@@ -631,7 +632,7 @@ impl Sim {
     }
 
     /// Regions and offsets of `n` bytes of a job from `from` on: (source, destination, length).
-    fn pieces(job: &Job, from: u64, n: u64) -> Vec<((usize, usize), (usize, usize), usize)> {
+    fn pieces(job: &Job, from: u64, n: u64) -> Vec<Piece> {
         let (mut skip, mut left, mut out) = (from, n, Vec::new());
         for s in &job.spans {
             if skip >= s.len {
