@@ -77,16 +77,40 @@ pub(crate) fn assign(own: usize, srcs: &[Option<Held<'_>>], dsts: &[Option<Held<
     if gaps.is_empty() { Ok(pieces) } else { Err(gaps) }
 }
 
-fn assign_part(
+/// The source ranks that destination rank `own` reads, without building its templates.
+pub(crate) fn sources(own: usize, srcs: &[Option<Held<'_>>], dsts: &[Option<Held<'_>>]) -> Vec<u32> {
+    let Some(me) = dsts.get(own).copied().flatten() else { return Vec::new() };
+    let mut ranks = Vec::new();
+    for part in &me.tensor.parts {
+        let Ok(Some((scene, forms))) = scene(own, me, part, srcs, dsts) else { continue };
+        let Some(segments) = segments(TokenMap::of(me.group, part), &forms) else { continue };
+        for owners in by_owner(&segments).keys() {
+            ranks.extend(scene.choose(owners).into_iter().flatten().map(|c| c.rank));
+        }
+    }
+    ranks
+}
+
+/// Segments by the context-parallel ranks that own them on the source's side, one per form.
+fn by_owner(segments: &Segments) -> BTreeMap<Vec<u32>, Vec<&Segment>> {
+    let mut out: BTreeMap<Vec<u32>, Vec<&Segment>> = BTreeMap::new();
+    for s in &segments.list {
+        out.entry(s.src.iter().map(|p| p.owner).collect()).or_default().push(s);
+    }
+    out
+}
+
+/// What the choice needs, and the forms of the sources' token maps; `None` if there is nothing to copy.
+fn scene<'a>(
     own: usize,
-    me: Held<'_>,
+    me: Held<'a>,
     part: &Part,
-    srcs: &[Option<Held<'_>>],
-    dsts: &[Option<Held<'_>>],
-) -> Result<Vec<(u32, u32, Template)>, Gap> {
+    srcs: &[Option<Held<'a>>],
+    dsts: &[Option<Held<'a>>],
+) -> Result<Option<(Scene<'a>, Vec<TokenMap>)>, Gap> {
     let bounds = common_bounds(me.tensor, part, srcs);
     if bounds.iter().any(|(_, len)| *len == 0) {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let mut forms = Vec::new();
     let mut candidates = Vec::new();
@@ -113,20 +137,25 @@ fn assign_part(
         .enumerate()
         .filter_map(|(i, h)| h.filter(|h| h.group.context == me.group.context).map(|h| (i as u32, h.tensor)))
         .collect();
-    let scene = Scene { tensor: me.tensor, bounds, candidates, wanting, own: own as u32 };
+    Ok(Some((Scene { tensor: me.tensor, bounds, candidates, wanting, own: own as u32 }, forms)))
+}
 
+fn assign_part(
+    own: usize,
+    me: Held<'_>,
+    part: &Part,
+    srcs: &[Option<Held<'_>>],
+    dsts: &[Option<Held<'_>>],
+) -> Result<Vec<(u32, u32, Template)>, Gap> {
+    let Some((scene, forms)) = scene(own, me, part, srcs, dsts)? else { return Ok(Vec::new()) };
     let map = TokenMap::of(me.group, part);
     let Some(segments) = segments(map, &forms) else {
         let sizes = forms.iter().map(|f| f.block.to_string()).collect::<Vec<_>>().join(", ");
         let why = format!("block sizes whose common period falls into at most {} pieces", limit::SEGMENTS);
         return Err((why, map.block.to_string(), sizes));
     };
-    let mut by_owner: BTreeMap<Vec<u32>, Vec<&Segment>> = BTreeMap::new();
-    for s in &segments.list {
-        by_owner.entry(s.src.iter().map(|p| p.owner).collect()).or_default().push(s);
-    }
     let mut chosen = Vec::new();
-    for (owners, list) in by_owner {
+    for (owners, list) in by_owner(&segments) {
         let choices = scene.choose(&owners)?;
         proof::partition(&scene.bounds, &choices).map_err(|e| ("proof".to_string(), e, String::new()))?;
         chosen.push((list, choices));
@@ -165,7 +194,11 @@ impl Scene<'_> {
         let holders: Vec<&Candidate<'_>> =
             self.candidates.iter().filter(|c| owners.get(c.form) == Some(&c.context_rank)).collect();
         let mut choices: Vec<Choice> = Vec::new();
-        for cell in grid(&self.bounds, &holders) {
+        let Some(cells) = grid(&self.bounds, &holders) else {
+            let bound = format!("at most {} cells", limit::CELLS);
+            return Err(("cells".to_string(), bound, format!("{} parts cut finer", holders.len())));
+        };
+        for cell in cells {
             let inside = |extents: &[Extent]| {
                 cell.iter().zip(extents).all(|((b, n), e)| e.begin <= *b && b.saturating_add(*n) <= e.end())
             };
@@ -190,8 +223,8 @@ impl Scene<'_> {
     }
 }
 
-/// All cells of the bounds, cut at the boundaries of the holders.
-fn grid(bounds: &Cell, holders: &[&Candidate<'_>]) -> Vec<Cell> {
+/// All cells of the bounds, cut at the boundaries of the holders; `None` beyond [`limit::CELLS`].
+fn grid(bounds: &Cell, holders: &[&Candidate<'_>]) -> Option<Vec<Cell>> {
     let mut cells: Vec<Cell> = vec![Vec::new()];
     for (axis, (begin, len)) in bounds.iter().enumerate() {
         let end = begin.saturating_add(*len);
@@ -206,12 +239,15 @@ fn grid(bounds: &Cell, holders: &[&Candidate<'_>]) -> Vec<Cell> {
         cuts.dedup();
         let intervals: Vec<(u64, u64)> =
             cuts.iter().zip(cuts.iter().skip(1)).map(|(a, b)| (*a, b.saturating_sub(*a))).collect();
+        if cells.len().saturating_mul(intervals.len()) > limit::CELLS {
+            return None;
+        }
         cells = cells
             .iter()
             .flat_map(|cell| intervals.iter().map(move |i| cell.iter().copied().chain([*i]).collect()))
             .collect();
     }
-    cells
+    Some(cells)
 }
 
 /// Joins neighbouring cells with the same source.
@@ -254,7 +290,7 @@ fn build(
 ) -> Result<Vec<(u32, u32, Template)>, Gap> {
     let overflow = || ("size".to_string(), "offsets overflow 64 bits".to_string(), String::new());
     let mut out: Vec<(u32, u32, Template)> = Vec::new();
-    let mut owned = 0u64;
+    let (mut owned, mut cuts) = (0u64, 0usize);
     let map = TokenMap::of(me.group, part);
     for (list, choices) in chosen {
         owned = list.iter().fold(owned, |n, s| n.saturating_add(s.tokens));
@@ -298,12 +334,9 @@ fn build(
                     .map_err(|e| ("proof".to_string(), e, String::new()))?;
                 template.cuts.push(cut);
             }
-            if template.cuts.len() > limit::SEGMENTS {
-                return Err((
-                    "cuts per period".to_string(),
-                    template.cuts.len().to_string(),
-                    limit::SEGMENTS.to_string(),
-                ));
+            cuts = cuts.saturating_add(list.len());
+            if cuts > limit::SEGMENTS {
+                return Err(("cuts per period".to_string(), limit::SEGMENTS.to_string(), cuts.to_string()));
             }
         }
     }

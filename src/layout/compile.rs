@@ -1,7 +1,8 @@
 //! Two instances' layouts in, proven plans out.
 
-use super::assign::{Gap, Held, Piece, assign};
+use super::assign::{Gap, Held, Piece, assign, sources};
 use super::check::check_tensor;
+use super::limit;
 use super::plan::{CopySet, Plan, Shape, Template};
 use super::shape::Layout;
 use super::verdict::{Findings, Verdict};
@@ -76,6 +77,12 @@ impl<'a> Compiler<'a> {
 
     fn plans(&mut self, rank: usize) -> Result<Vec<Plan>, Verdict> {
         let mut findings = Findings::default();
+        for (side, n) in [("destination", self.dst.len()), ("source", self.src.len())] {
+            if n > limit::RANKS {
+                findings.add(format!("{side} instance"), "ranks", limit::RANKS, n);
+            }
+        }
+        std::mem::take(&mut findings).into_result()?;
         let Some(own) = self.dst.get(rank).cloned() else {
             findings.add("destination", "rank", rank, format!("{} ranks", self.dst.len()));
             return Err(findings.into_result().err().unwrap_or(Verdict { findings: Vec::new() }));
@@ -115,8 +122,7 @@ impl<'a> Compiler<'a> {
         findings.into_result()?;
         let plan = |(s, sets): (usize, Vec<CopySet>)| {
             let src = self.src.get(s)?.clone();
-            let (source, destination) = (s as u32, rank as u32);
-            (!sets.is_empty()).then(|| Plan { source, destination, src, dst: own.clone(), sets })
+            (!sets.is_empty()).then(|| Plan::new((s as u32, rank as u32), src, own.clone(), sets))
         };
         Ok(sets.into_iter().enumerate().filter_map(plan).collect())
     }
@@ -155,7 +161,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// Source ranks that each destination rank reads, from the structures alone.
-    fn readers(&mut self) -> Vec<Vec<u32>> {
+    fn readers(&self) -> Vec<Vec<u32>> {
         let mut names: Vec<(u32, String)> =
             self.dst.iter().flat_map(|l| l.tensors()).map(|t| (t.layer, t.role.clone())).collect();
         names.sort();
@@ -168,22 +174,21 @@ impl<'a> Compiler<'a> {
                 rows.push(row);
             }
         }
-        let mut out = Vec::new();
-        for d in 0..self.dst.len() {
-            let mut sources: Vec<u32> = Vec::new();
-            for row in &rows {
-                if let Ok(pieces) = self.assignment(d, row).as_ref() {
-                    sources.extend(pieces.iter().map(|p| p.src_rank));
-                }
+        let mut out: Vec<Vec<u32>> = vec![Vec::new(); self.dst.len()];
+        for row in &rows {
+            let (srcs, dsts) = (held(self.src, &row.src), held(self.dst, &row.dst));
+            for (d, list) in out.iter_mut().enumerate() {
+                list.extend(sources(d, &srcs, &dsts));
             }
-            sources.sort_unstable();
-            sources.dedup();
-            out.push(sources);
+        }
+        for list in &mut out {
+            list.sort_unstable();
+            list.dedup();
         }
         out
     }
 
-    fn acknowledges(&mut self, rank: usize) -> Vec<(u32, u32)> {
+    fn acknowledges(&self, rank: usize) -> Vec<(u32, u32)> {
         let readers = self.readers();
         let (sources, destinations) = (self.src.len(), self.dst.len());
         let mut out = Vec::new();

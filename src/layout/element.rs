@@ -84,6 +84,7 @@ impl DType {
 
 /// Type and size of one element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Element {
     /// What it is.
     pub dtype: DType,

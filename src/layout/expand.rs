@@ -2,7 +2,7 @@
 
 use super::plan::{CopySet, Cut, Plan, Span, Template};
 use super::request::{BlockList, NO_BLOCK, Request};
-use super::shape::{Alias, Group, GroupKind, Layout};
+use super::shape::{Alias, Group, GroupKind, Layout, Page};
 use crate::error::{Error, Result, Status};
 
 /// What an expansion produced.
@@ -32,8 +32,8 @@ impl Plan {
     /// # Errors
     /// [`Status::InvalidBlocks`] names the group, the position and both values; `out` is then as it was.
     pub fn expand(&self, request: &Request<'_>, scratch: &mut Scratch, out: &mut Vec<Span>) -> Result<Summary> {
-        check_lists("source", &self.src, request.src, &self.source_use(), None)?;
-        check_lists("destination", &self.dst, request.dst, &self.destination_use(), Some(scratch))?;
+        check_lists("source", &self.src, request.src, &self.used.0, None)?;
+        check_lists("destination", &self.dst, request.dst, &self.used.1, Some(scratch))?;
         if request.tokens.start > request.tokens.end || request.tokens.end > request.end {
             return Err(invalid(format!(
                 "token range [{}, {}) of a request of {} tokens",
@@ -51,14 +51,6 @@ impl Plan {
         sink.flush();
         let (bytes, runs) = (sink.bytes, sink.runs);
         Ok(Summary { spans: out.len().saturating_sub(before) as u64, bytes, runs })
-    }
-
-    fn source_use(&self) -> impl Fn(u32) -> bool + '_ {
-        |g| self.sets.iter().any(|s| s.src_group == g)
-    }
-
-    fn destination_use(&self) -> impl Fn(u32) -> bool + '_ {
-        |g| self.sets.iter().any(|s| s.dst_group == g)
     }
 
     fn expand_set(&self, set: &CopySet, request: &Request<'_>, sink: &mut Sink<'_>) -> Result<()> {
@@ -176,19 +168,21 @@ impl Walk<'_> {
         let t: &Template = &self.set.template;
         sink.enter(self.set.src_region, self.set.dst_region);
         let all_layers = self.layers.1 == self.set.layers;
-        let (Some(first), Some(last)) = (self.low.checked_div(t.period), self.high.checked_next_multiple_of(t.period))
-        else {
-            return Ok(());
-        };
-        let last = last.checked_div(t.period).unwrap_or(0);
+        let (period, dst_blocks) = (t.period.max(1), t.dst_blocks.max(1));
+        // A list that begins late leaves out the periods before it.
+        let late = if self.dst.group.kind == GroupKind::Paged { self.dst.first / dst_blocks } else { 0 };
+        let (first, last) = (late.max(self.low / period), self.high.div_ceil(period));
         for p in first..last {
             let base = p.saturating_mul(t.period);
             let (src_base, dst_base) = (p.saturating_mul(t.src_blocks), p.saturating_mul(t.dst_blocks));
             for cut in &t.cuts {
                 let begin = base.saturating_add(cut.token);
                 let end = begin.saturating_add(cut.tokens);
-                if end <= self.low || begin >= self.high {
+                if end <= self.low {
                     continue;
+                }
+                if begin >= self.high {
+                    break;
                 }
                 let Some(d) = self.dst.id(dst_base.saturating_add(cut.dst_block))? else { continue };
                 let position = src_base.saturating_add(cut.src_block);
@@ -291,12 +285,13 @@ fn invalid(message: String) -> Error {
     Error::new(Status::InvalidBlocks, message)
 }
 
-/// Ids in range everywhere; on the destination also unique, and disjoint between groups that share bytes.
+/// In the groups that the plan uses: ids in range, and on the destination also unique and disjoint from those of groups
+/// that share their bytes.
 fn check_lists(
     which: &str,
     layout: &Layout,
     lists: &[BlockList<'_>],
-    used: &dyn Fn(u32) -> bool,
+    used: &[bool],
     scratch: Option<&mut Scratch>,
 ) -> Result<()> {
     if lists.len() != layout.groups().len() {
@@ -306,7 +301,7 @@ fn check_lists(
             layout.groups().len()
         )));
     }
-    let groups = layout.groups().iter().zip(lists).enumerate();
+    let groups = layout.groups().iter().zip(lists).enumerate().zip(used).filter(|(_, used)| **used).map(|(g, _)| g);
     for (g, (group, list)) in groups.clone() {
         if let Some((at, id)) = list.ids.iter().enumerate().find(|(_, id)| **id >= group.num_blocks && **id != NO_BLOCK)
         {
@@ -315,18 +310,20 @@ fn check_lists(
                 group.num_blocks
             )));
         }
-        if group.kind == GroupKind::Slots && list.ids.contains(&NO_BLOCK) {
-            return Err(invalid(format!("group {g}: a hole in a {which} list of state slots")));
+        let hole = list.ids.iter().position(|id| *id == NO_BLOCK);
+        if let (GroupKind::Slots, Some(at)) = (group.kind, hole) {
+            return Err(invalid(format!("group {g}: a hole at position {at} of a {which} list of state slots")));
         }
     }
     let Some(scratch) = scratch else { return Ok(()) };
     for (g, (group, list)) in groups {
-        if used(g as u32) {
-            unique(g, group, list, &mut scratch.seen)?;
-        }
+        unique(g, group, list, &mut scratch.seen)?;
     }
     for alias in layout.aliases() {
-        disjoint(alias, lists, &mut scratch.pages)?;
+        let is_used = |g: u32| used.get(g as usize).copied().unwrap_or(false);
+        if is_used(alias.groups.0) || is_used(alias.groups.1) {
+            disjoint(alias, lists, &mut scratch.pages)?;
+        }
     }
     Ok(())
 }
@@ -363,9 +360,9 @@ fn unique(g: usize, group: &Group, list: &BlockList<'_>, seen: &mut Vec<u64>) ->
 /// No page of one group lies over a page of the other.
 fn disjoint(alias: &Alias, lists: &[BlockList<'_>], pages: &mut Vec<(u64, u64)>) -> Result<()> {
     let ids = |g: u32| lists.get(g as usize).map(|l| l.ids).unwrap_or(&[]).iter().filter(|id| **id != NO_BLOCK);
-    let page = |(offset, stride, extent): (u64, u64, u64), id: u32| {
-        let begin = u64::from(id).wrapping_mul(stride).wrapping_add(offset);
-        (begin, begin.wrapping_add(extent))
+    let page = |p: Page, id: u32| {
+        let begin = u64::from(id).wrapping_mul(p.stride).wrapping_add(p.offset);
+        (begin, begin.wrapping_add(p.len))
     };
     pages.clear();
     pages.extend(ids(alias.groups.0).map(|id| page(alias.pages.0, *id)));

@@ -304,6 +304,7 @@ pub enum ConvOrder {
 
 /// One section of a sectioned axis: `units` units of `width` channels, sharded (or replicated) by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Section {
     /// Units of the model (heads, groups, channels).
     pub units: u64,

@@ -67,6 +67,10 @@ pub mod limit {
     pub const BLOCKS: u32 = 1 << 30;
     /// Pieces that one period of the token axis may be cut into.
     pub const SEGMENTS: usize = 1 << 18;
-    /// Steps of one exact overlap test.
-    pub const OVERLAP_STEPS: u32 = 1 << 20;
+    /// Cells that one part may be cut into by the boundaries of its sources.
+    pub const CELLS: usize = 1 << 14;
+    /// Contiguous pieces of one block of a tensor that shares its bytes with another group.
+    pub const PAGES: u64 = 256;
+    /// Steps of all overlap tests of one layout.
+    pub const OVERLAP_STEPS: u32 = 1 << 25;
 }

@@ -2,7 +2,7 @@
 //! allocate for one rank.
 
 use super::form::{Attention, Conv, ConvOrder, KeyValue, Order, Place, Record, Section, State, shard};
-use super::{ContextParallel, DType, Element, Group, GroupKind, LayoutDesc, Reach, Region, Tensor};
+use super::{ContextParallel, DType, Element, Group, GroupKind, LayoutDesc, Reach, Region, Tensor, limit};
 use crate::error::{Error, Result, Status};
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +55,7 @@ fn bf16() -> DType {
 
 /// The layers that keep one kind of cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Layers {
     /// Global layer indices, ascending.
     pub layers: Vec<u32>,
@@ -64,6 +65,7 @@ pub struct Layers {
 
 /// A model's cache geometry, whatever the topology.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Model {
     /// Its name; part of the comparison of two sides.
     pub name: String,
@@ -166,8 +168,15 @@ impl Model {
         if p.tp == 0 || p.tp_rank >= p.tp || p.pp == 0 || p.pp_rank >= p.pp {
             return bad(format!("rank tp {}/{} pp {}/{} is impossible", p.tp_rank, p.tp, p.pp_rank, p.pp));
         }
+        if p.tp as usize > limit::RANKS || p.pp as usize > limit::RANKS {
+            let what = format!("tp {} x pp {}, at most {} ranks are allowed", p.tp, p.pp, limit::RANKS);
+            return Err(Error::new(Status::Limit, what));
+        }
         if p.dcp == 0 || p.tp % p.dcp != 0 || p.interleave == 0 || p.align == 0 {
             return bad(format!("dcp {} of tp {}, interleave {}, align {}", p.dcp, p.tp, p.interleave, p.align));
+        }
+        if let Some(layer) = self.caches.iter().flat_map(|c| &c.layers).find(|l| **l >= self.num_layers) {
+            return bad(format!("layer {layer} of a model of {} layers", self.num_layers));
         }
         let mut build =
             Build { model: self, p, desc: LayoutDesc { model: self.name.clone(), ..LayoutDesc::default() } };
@@ -266,17 +275,21 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// vLLM's rule for hybrids: the smallest aligned block whose page holds the state
-    /// (`vllm/v1/core/kv_cache_utils`, restated in docs/layout.md).
+    /// The smallest aligned block whose attention page holds the state, on every rank: ranks with an uneven share still
+    /// have one block size.
     fn shared_block_tokens(&self) -> Result<u32> {
         if self.p.block_tokens != 0 {
             return Ok(self.p.block_tokens);
         }
         let (mut state, mut token) = (0u64, u64::MAX);
-        for entry in &self.model.caches {
-            match entry.cache {
-                Cache::State { .. } => state = state.max(self.page_bytes(&entry.cache, 1)?),
-                _ => token = token.min(self.page_bytes(&entry.cache, 1)?),
+        for rank in 0..self.p.tp {
+            let p = self.p.at(rank);
+            let there = Build { model: self.model, p: &p, desc: LayoutDesc::default() };
+            for entry in &self.model.caches {
+                match entry.cache {
+                    Cache::State { .. } => state = state.max(there.page_bytes(&entry.cache, 1)?),
+                    _ => token = token.min(there.page_bytes(&entry.cache, 1)?),
+                }
             }
         }
         let step = token.checked_mul(u64::from(self.p.align)).ok_or_else(overflow)?.max(1);

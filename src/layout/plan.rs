@@ -106,9 +106,19 @@ pub struct Plan {
     pub(crate) src: Arc<Layout>,
     pub(crate) dst: Arc<Layout>,
     pub(crate) sets: Vec<CopySet>,
+    /// Groups that the sets read and write, by group index.
+    pub(crate) used: (Vec<bool>, Vec<bool>),
 }
 
 impl Plan {
+    pub(crate) fn new(ranks: (u32, u32), src: Arc<Layout>, dst: Arc<Layout>, sets: Vec<CopySet>) -> Plan {
+        let marks = |layout: &Layout, group: fn(&CopySet) -> u32| {
+            (0..layout.groups().len() as u32).map(|g| sets.iter().any(|s| group(s) == g)).collect()
+        };
+        let used = (marks(&src, |s| s.src_group), marks(&dst, |s| s.dst_group));
+        Plan { source: ranks.0, destination: ranks.1, src, dst, sets, used }
+    }
+
     /// Rank index of the source within its instance.
     pub fn source(&self) -> u32 {
         self.source
@@ -150,20 +160,17 @@ impl Plan {
 
     /// Groups of the source that this plan reads.
     pub fn source_groups(&self) -> Vec<u32> {
-        distinct(self.sets.iter().map(|s| s.src_group))
+        indices(&self.used.0)
     }
 
     /// Groups of the destination that this plan writes.
     pub fn destination_groups(&self) -> Vec<u32> {
-        distinct(self.sets.iter().map(|s| s.dst_group))
+        indices(&self.used.1)
     }
 }
 
-fn distinct(it: impl Iterator<Item = u32>) -> Vec<u32> {
-    let mut v: Vec<u32> = it.collect();
-    v.sort_unstable();
-    v.dedup();
-    v
+fn indices(marks: &[bool]) -> Vec<u32> {
+    marks.iter().enumerate().filter(|(_, used)| **used).map(|(i, _)| i as u32).collect()
 }
 
 impl Plan {

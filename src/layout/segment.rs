@@ -120,7 +120,7 @@ pub(crate) fn segments(dst: TokenMap, forms: &[TokenMap]) -> Option<Segments> {
     let mut t = 0;
     let mut steps = 0usize;
     while t < period {
-        steps += 1;
+        steps = steps.saturating_add(forms.len().max(1));
         if steps > limit::SEGMENTS {
             return None;
         }

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 /// A registered byte range. Its address is bound later; here only its size counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Region {
     /// Size in bytes.
     pub len: u64,
@@ -54,6 +55,7 @@ impl Reach {
 
 /// Interleaved context parallelism: global token `t` lies in chunk `t / interleave`, chunk `c` on rank `c mod size`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ContextParallel {
     /// Ranks that share the token axis.
     pub size: u32,
@@ -72,6 +74,7 @@ impl Default for ContextParallel {
 /// A KV-cache group: one block-id space. Group `g` means the same on every rank of an instance, also on ranks that hold
 /// no tensor of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Group {
     /// How block lists are read.
     pub kind: GroupKind,
@@ -100,6 +103,7 @@ pub enum Matching {
 
 /// A named axis of the global logical space.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Axis {
     /// Its name ("head", "channel", "row", "content", ...), equal on both sides.
     pub name: String,
@@ -112,6 +116,7 @@ pub struct Axis {
 
 /// The interval of one axis that a part stores, and its stride.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Extent {
     /// First global index.
     pub begin: u64,
@@ -130,6 +135,7 @@ impl Extent {
 
 /// A second level of the token axis inside a block (kernel blocks inside a manager page).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tile {
     /// Tokens of one tile; divides the block.
     pub tokens: u32,
@@ -143,6 +149,7 @@ pub struct Tile {
 /// `offset + id * block_stride + (t / tile) * tile_stride + (t mod tile) * token_stride + sum (i - begin) * stride`
 /// of the region, `id` being the block id and `t` the token within the block.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Part {
     /// Index of the region.
     pub region: u32,
@@ -162,6 +169,7 @@ pub struct Part {
 
 /// One cache tensor as a rank stores it. `(layer, role)` names it; two sides match tensors by that name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tensor {
     /// Global layer index.
     pub layer: u32,
@@ -179,6 +187,7 @@ pub struct Tensor {
 
 /// Everything that describes one rank's cache; becomes a [`Layout`] by [`Layout::new`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LayoutDesc {
     /// Name of the model; two sides that both give one must give the same.
     #[serde(default)]
@@ -203,12 +212,20 @@ pub struct Layout {
     aliases: Vec<Alias>,
 }
 
-/// Two groups that read the same bytes in different ways (dual-purpose pages).
+/// Two groups that read the same bytes in different ways (dual-purpose pages). One pair of groups has an alias for every
+/// way in which their pages lie over one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Alias {
     pub groups: (u32, u32),
-    /// (offset of block 0, block stride, bytes of one block) of a representative tensor of either group.
-    pub pages: ((u64, u64, u64), (u64, u64, u64)),
+    pub pages: (Page, Page),
+}
+
+/// The contiguous bytes that a block covers: `offset + id * stride + 0..len`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub offset: u64,
+    pub stride: u64,
+    pub len: u64,
 }
 
 impl Layout {

@@ -1,8 +1,8 @@
 //! Checks a [`LayoutDesc`] once, so that a [`Layout`](super::Layout) needs no checks later.
 
-use super::footprint::Strided;
+use super::footprint::{Dim, Strided};
 use super::limit;
-use super::shape::{Alias, Group, GroupKind, LayoutDesc, Part, Reach, Tensor};
+use super::shape::{Alias, Group, GroupKind, LayoutDesc, Page, Part, Reach, Tensor};
 use crate::error::{Error, Result, Status};
 use std::collections::HashSet;
 
@@ -212,41 +212,89 @@ fn overlaps(placed: &[Placed<'_>], problems: &mut Problems) -> Vec<Alias> {
     let mut order: Vec<&Placed<'_>> = placed.iter().collect();
     order.sort_by_key(|p| (p.part.region, p.all.base));
     let mut aliases: Vec<Alias> = Vec::new();
+    let mut steps = limit::OVERLAP_STEPS;
     for (i, a) in order.iter().enumerate() {
         let later = order.get(i + 1..).unwrap_or(&[]);
         for b in later.iter().take_while(|b| b.part.region == a.part.region && b.all.base < a.all.end()) {
             if a.tensor.group == b.tensor.group {
-                match a.all.overlaps(&b.all) {
+                match a.all.overlaps(&b.all, &mut steps) {
                     Some(false) => {}
                     Some(true) => {
                         problems.add(format!("{} and {} share bytes of one group", name(a.tensor), name(b.tensor)))
                     }
-                    None => problems.add(format!(
-                        "{} and {}: too entangled to prove disjoint",
-                        name(a.tensor),
-                        name(b.tensor)
-                    )),
+                    None => {
+                        problems.add(format!(
+                            "{} and {}: too entangled to prove disjoint",
+                            name(a.tensor),
+                            name(b.tensor)
+                        ));
+                        return aliases;
+                    }
                 }
             } else {
-                add_alias(&mut aliases, a, b);
+                add_alias(&mut aliases, a, b, &mut steps, problems);
+                if steps == 0 {
+                    problems.add(format!("{} and {}: too entangled to compare", name(a.tensor), name(b.tensor)));
+                    return aliases;
+                }
             }
         }
     }
     aliases
 }
 
-fn add_alias(aliases: &mut Vec<Alias>, a: &Placed<'_>, b: &Placed<'_>) {
+fn add_alias(aliases: &mut Vec<Alias>, a: &Placed<'_>, b: &Placed<'_>, steps: &mut u32, problems: &mut Problems) {
     let (a, b) = if a.tensor.group < b.tensor.group { (a, b) } else { (b, a) };
     let groups = (a.tensor.group, b.tensor.group);
-    if aliases.iter().any(|x| x.groups == groups) || a.all.overlaps(&b.all) == Some(false) {
+    let (Some(left), Some(right)) = (pages(a), pages(b)) else {
+        if a.all.overlaps(&b.all, steps) != Some(false) {
+            problems.add(format!(
+                "{} of group {} and {} of group {} share bytes in too scattered a form",
+                name(a.tensor),
+                groups.0,
+                name(b.tensor),
+                groups.1
+            ));
+        }
         return;
-    }
-    let page = |p: &Placed<'_>| {
-        let block = Strided::of_block(p.part, p.group, p.tensor.element)?;
-        let extent = block.extent()?;
-        (extent <= p.part.block_stride).then_some((p.part.offset, p.part.block_stride, extent))
     };
-    if let (Some(x), Some(y)) = (page(a), page(b)) {
-        aliases.push(Alias { groups, pages: (x, y) });
+    // Which ids collide depends on the distance of the pages alone.
+    let form = |x: Page, y: Page| (i128::from(y.offset) - i128::from(x.offset), x.stride, x.len, y.stride, y.len);
+    for x in &left {
+        for y in &right {
+            let known = |k: &Alias| k.groups == groups && form(k.pages.0, k.pages.1) == form(*x, *y);
+            if !aliases.iter().any(known) && meet((*x, a.group), (*y, b.group), steps) {
+                aliases.push(Alias { groups, pages: (*x, *y) });
+            }
+        }
+    }
+}
+
+/// The contiguous pages of block 0: one, or one for every step of the dims that lie outside of blocks. `None` if there
+/// are too many of them.
+fn pages(p: &Placed<'_>) -> Option<Vec<Page>> {
+    let block = Strided::of_block(p.part, p.group, p.tensor.element)?;
+    let stride = p.part.block_stride;
+    let outside = |d: &&Dim| d.stride >= stride && p.group.num_blocks > 1;
+    let inner: Vec<Dim> = block.dims.iter().filter(|d| !outside(d)).copied().collect();
+    let len = Strided { base: 0, dims: inner, unit: block.unit }.extent()?;
+    let mut offsets = vec![p.part.offset];
+    for d in block.dims.iter().filter(outside) {
+        if (offsets.len() as u64).saturating_mul(d.count) > limit::PAGES {
+            return None;
+        }
+        let step = |o: &u64| (0..d.count).map(|i| o.saturating_add(i.saturating_mul(d.stride))).collect::<Vec<_>>();
+        offsets = offsets.iter().flat_map(step).collect();
+    }
+    Some(offsets.into_iter().map(|offset| Page { offset, stride, len }).collect())
+}
+
+fn meet(a: (Page, &Group), b: (Page, &Group), steps: &mut u32) -> bool {
+    let all = |(p, g): (Page, &Group)| {
+        Strided::new(p.offset, p.len, [Dim { count: u64::from(g.num_blocks), stride: p.stride }])
+    };
+    match (all(a), all(b)) {
+        (Some(x), Some(y)) => x.overlaps(&y, steps) != Some(false),
+        _ => true,
     }
 }
