@@ -8,7 +8,7 @@ CWARN := -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror
 CLINK := -Iinclude -L$(RELEASE) -lkvlink -Wl,-rpath,'$$ORIGIN/../release'
 FUZZ_SECONDS ?= 600
 
-.PHONY: all demo test bench fuzz lib examples header setup clean
+.PHONY: all demo test tsan bench fuzz lib examples header setup clean
 
 all: lib examples
 
@@ -23,6 +23,15 @@ demo: examples
 test:
 	@sh scripts/setup.sh test
 	@sh scripts/test.sh
+
+# The agent under the thread sanitizer. Needs a nightly toolchain; its standard library is instrumented too.
+TSAN_TARGET := x86_64-unknown-linux-gnu
+tsan: setup
+	rustup component add --toolchain nightly rust-src
+	RUSTFLAGS=-Zsanitizer=thread TSAN_OPTIONS=halt_on_error=1 $(CARGO) +nightly test -Zbuild-std --target $(TSAN_TARGET) \
+		--target-dir target/tsan --test agent_read --test agent_threads
+	RUSTFLAGS=-Zsanitizer=thread TSAN_OPTIONS=halt_on_error=1 $(CARGO) +nightly test -Zbuild-std --target $(TSAN_TARGET) \
+		--target-dir target/tsan --lib agent::
 
 # Speed, every figure beside its reference from the same run.
 bench: setup
