@@ -357,7 +357,11 @@ pub fn endpoint(data: &[u8]) -> usize {
                     if let Some(at) = jobs.iter().position(|j| *j == job) {
                         jobs.swap_remove(at);
                         let result = Err(Error::new(reason, "cancelled"));
-                        e.handle_job(now, job, JobEnd { result, bytes: 0, spans: Vec::new(), quiescent: true, held: false });
+                        e.handle_job(
+                            now,
+                            job,
+                            JobEnd { result, bytes: 0, spans: Vec::new(), quiescent: true, held: false },
+                        );
                     }
                 }
                 Output::Send { message, .. } => {

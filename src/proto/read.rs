@@ -79,6 +79,8 @@ pub(super) struct ReadTransfer {
     parts: Vec<Part>,
     /// Source ranks that only want to hear that we are done.
     courtesy: Vec<(ConnId, u32)>,
+    /// Sources that have not heard yet that their part is here.
+    untold: Vec<(ConnId, Message)>,
     pub deadline: Instant,
     user_data: u64,
     bytes: u64,
@@ -159,6 +161,7 @@ impl Endpoint {
             blocks: args.blocks.clone(),
             parts: Vec::new(),
             courtesy: courtesy.into_iter().map(|(conn, n, _)| (conn, n)).collect(),
+            untold: Vec::new(),
             deadline,
             user_data: args.user_data,
             bytes: 0,
@@ -236,7 +239,6 @@ impl Endpoint {
         r.quarantined |= !end.quiescent;
         let Some(p) = r.parts.get_mut(part) else { return };
         p.job = None;
-        let mut tell = None;
         match end.result {
             Ok(()) if !p.gone && r.failure.is_none() => {
                 // Seen on the source's board: its acknowledgement can tell nothing new.
@@ -244,7 +246,8 @@ impl Endpoint {
                 r.bytes += end.bytes;
                 r.spans += spans;
                 let (conn, op, consumers) = (p.conn, p.op, p.consumers);
-                tell = Some((conn, r.done(op, consumers)));
+                let done = r.done(op, consumers);
+                r.untold.push((conn, done));
             }
             Ok(()) => p.step = Step::Failed,
             Err(e) => {
@@ -253,10 +256,6 @@ impl Endpoint {
             }
         }
         self.check_read(now, id);
-        // The engine first: it waits, the source does not.
-        if let Some((conn, done)) = tell {
-            self.send(conn, done);
-        }
     }
 
     pub(super) fn on_ack(&mut self, now: Instant, conn: ConnId, op: u64, status: i32) -> Result<()> {
@@ -333,7 +332,7 @@ impl Endpoint {
         let Some(Transfer::Read(r)) = self.transfers.get(id) else { return };
         let running = |p: &Part| p.job.is_some() || (p.step == Step::Validating && r.failure.is_none());
         if r.parts.iter().any(running) {
-            return;
+            return self.tell_sources(id);
         }
         let Some(Transfer::Read(mut r)) = self.transfers.remove(id) else { return };
         self.untimer(r.deadline, Timer::Transfer(id));
@@ -352,9 +351,12 @@ impl Endpoint {
             let status = if r.quarantined { Status::Quarantined } else { e.status() };
             (event.status, event.text) = (status, e.message().to_string());
             self.remember_failed(id, &r);
-            return self.emit(event);
+            self.emit(event);
+            return r.untold.drain(..).for_each(|(conn, done)| self.send(conn, done));
         }
+        // The engine first: it waits, the sources do not.
         self.emit(event);
+        r.untold.drain(..).for_each(|(conn, done)| self.send(conn, done));
         let mut everybody: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
         for (conn, consumers) in &r.courtesy {
             let op = self.fresh();
@@ -365,6 +367,13 @@ impl Endpoint {
             for conn in &everybody {
                 self.send(*conn, Message::Notify(payload.clone()));
             }
+        }
+    }
+
+    fn tell_sources(&mut self, id: Id) {
+        let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
+        for (conn, done) in std::mem::take(&mut r.untold) {
+            self.send(conn, done);
         }
     }
 
