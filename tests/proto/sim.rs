@@ -296,8 +296,8 @@ impl Sim {
                 assert!(e.poll_timeout().is_none_or(|t| t > now), "a timer that is due stays due");
             }),
             None => {
-                let (_, item) = self.queue.pop_first().expect("an item is due");
-                self.handle(item);
+                let ((_, seq), item) = self.queue.pop_first().expect("an item is due");
+                self.handle(seq, item);
             }
         }
         true
@@ -437,12 +437,14 @@ impl Sim {
 
     // ---- what happens later ----
 
-    fn handle(&mut self, item: Item) {
+    fn handle(&mut self, seq: u64, item: Item) {
         if let Some(node) = self.concerns(&item) {
             // Its copies have gone on: after a pause, their ends are the first thing it sees.
             let deaf = if matches!(item, Item::JobEnd { .. }) { Duration::ZERO } else { DEAF };
             if let Some(until) = self.nodes[node].paused.map(|p| p + deaf).filter(|u| *u > self.now) {
-                return self.at(until, item);
+                // With its old number: what was sent first stays first.
+                self.queue.insert((until, seq), item);
+                return;
             }
         }
         match item {
