@@ -1,6 +1,7 @@
 //! The transports of an agent: chosen per link, best first.
 
 use super::config::{AgentConfig, Require};
+use super::parked::Parked;
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use crate::proto::{ConnId, LinkInfo};
@@ -21,6 +22,7 @@ pub(super) struct Transports {
     require: Require,
     /// Jobs of the last progress whose lease the source's board showed after their last byte.
     held: Vec<JobId>,
+    parked: Parked,
 }
 
 impl Transports {
@@ -41,6 +43,7 @@ impl Transports {
             jobs: HashMap::new(),
             require: config.require.clone(),
             held: Vec::new(),
+            parked: Parked::default(),
         })
     }
 
@@ -96,9 +99,13 @@ impl Transports {
     pub fn attach(&mut self, conn: ConnId, socket: TcpStream) -> Result<()> {
         let link = LinkId(conn.0);
         match self.links.get(&link).and_then(|at| self.list.get_mut(*at)) {
-            Some(t) => t.attach(link, socket),
-            None => Err(Error::new(Status::Protocol, "a data connection for a link that does not exist")),
+            Some(t) => t.attach(link, socket)?,
+            None => return Err(Error::new(Status::Protocol, "a data connection for a link that does not exist")),
         }
+        for (job, mark) in self.parked.attached(link) {
+            self.start(job, mark);
+        }
+        Ok(())
     }
 
     pub fn has_link(&self, conn: ConnId) -> bool {
@@ -107,6 +114,7 @@ impl Transports {
 
     pub fn disconnect(&mut self, conn: ConnId) {
         let link = LinkId(conn.0);
+        self.parked.disconnect(link);
         if let Some(t) = self.links.remove(&link).and_then(|at| self.list.get_mut(at)) {
             t.disconnect(link);
         }
@@ -125,12 +133,27 @@ impl Transports {
         let Some(at) = self.links.get(&link).copied() else {
             return Err(Error::new(Status::PeerDead, "the link is gone"));
         };
+        if self.parked.must_wait(&job) {
+            self.parked.wait(job, mark);
+            return Ok(());
+        }
         self.list[at].post(job)?;
         self.jobs.insert(id, (at, link, mark));
         Ok(())
     }
 
+    /// Posts a job that was accepted earlier: its failure is its end.
+    fn start(&mut self, job: Job, mark: Option<LeaseMark>) {
+        let (id, link, action, staged) = (job.id, job.link, job.action, job.staged);
+        if let Err(e) = self.post(job, mark) {
+            self.parked.fail(Job { id, link, action, spans: Vec::new(), staged }, e);
+        }
+    }
+
     pub fn cancel(&mut self, job: JobId, reason: Status) -> Option<Fence> {
+        if self.parked.cancel(job, reason) {
+            return Some(Fence::Quiescent);
+        }
         let (at, _, _) = *self.jobs.get(&job)?;
         Some(self.list[at].cancel(job, reason))
     }
@@ -150,6 +173,7 @@ impl Transports {
             let mine: Vec<Ready> = ready.iter().copied().filter(|r| keys.contains(&r.key)).collect();
             more |= t.progress(&mine, budget, done);
         }
+        done.extend(self.parked.take_ended());
         for d in done.iter().skip(before) {
             let Some((at, link, mark)) = self.jobs.remove(&d.id) else { continue };
             let Some(mark) = mark.filter(|_| d.result.is_ok()) else { continue };
