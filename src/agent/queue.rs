@@ -34,11 +34,13 @@ impl EventQueue {
 
     pub(super) fn push(&self, event: Event) {
         let mut events = self.events.lock();
-        if events.is_empty() {
-            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
-        }
+        let first = events.is_empty();
         events.push_back(event);
         self.count.store(events.len(), Ordering::Release);
+        // After the count: whoever is woken by the descriptor must not find it zero and spin.
+        if first {
+            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+        }
         drop(events);
         self.arrived.notify_one();
     }
