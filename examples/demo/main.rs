@@ -187,6 +187,9 @@ fn run_transport(
     if verdict.is_ok() {
         verdict = again;
     }
+    if verdict.is_ok() {
+        check_the_check(&mut decode.ranks[0], d, s.tokens)?;
+    }
 
     if limits.is_none() {
         progress(&format!("{title}: measuring memcpy and sockets with the same spans"));
@@ -274,6 +277,21 @@ fn verify(decode: &mut Instance, d: &Side, tokens: u64) -> Result<(u64, u64), St
     };
     let all = each(&mut decode.ranks, &d.layouts, one)?;
     Ok((all.iter().map(|v| v.0).sum(), all.iter().map(|v| v.1).sum()))
+}
+
+/// A check that cannot fail proves nothing: a changed byte of the request and one beside it must both be found.
+fn check_the_check(rank: &mut Rank, d: &Side, tokens: u64) -> Result<(), String> {
+    let layout = &d.layouts[0];
+    let mut flip = |at: usize| {
+        let byte = &mut rank.regions[0].bytes_mut()[at];
+        *byte ^= 1;
+        let regions: Vec<&[u8]> = rank.regions.iter().map(Mapping::bytes).collect();
+        let found = oracle::verify(layout, &d.lists, tokens, POISON, &regions).is_err();
+        rank.regions[0].bytes_mut()[at] ^= 1;
+        if found { Ok(()) } else { Err(format!("the check did not see that byte {at} was changed")) }
+    };
+    let (mine, beside) = oracle::examples(layout, &d.lists, tokens);
+    mine.into_iter().chain(beside).try_for_each(&mut flip)
 }
 
 /// Shakes hands on all ranks; returns the transports in effect.
