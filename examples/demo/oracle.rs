@@ -200,7 +200,9 @@ pub fn verify(layout: &Layout, lists: &Lists, tokens: u64, seed: u64, have: &[&[
                 if mine >> k & 1 == 0 && *byte != clean {
                     wrong += 1;
                     let at = 8 * i + k;
-                    first.get_or_insert_with(|| format!("region {region} byte {at}, which is not the request's, changed"));
+                    first.get_or_insert_with(|| {
+                        format!("region {region} byte {at}, which is not the request's, changed")
+                    });
                 }
             }
         }

@@ -96,8 +96,7 @@ mod tests {
         assert!(p.cancel(JobId(2), Status::Cancelled));
         assert!(!p.cancel(JobId(2), Status::Cancelled));
         p.disconnect(LinkId(1));
-        let ended: Vec<(u64, Status)> =
-            p.take_ended().map(|d| (d.id.0, d.result.unwrap_err().status())).collect();
+        let ended: Vec<(u64, Status)> = p.take_ended().map(|d| (d.id.0, d.result.unwrap_err().status())).collect();
         assert_eq!(ended, [(2, Status::Cancelled), (1, Status::PeerDead), (3, Status::PeerDead)]);
         assert_eq!(p.take_ended().count(), 0);
     }
