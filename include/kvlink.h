@@ -1381,9 +1381,9 @@ const char *kvlink_version(void);
  * Copies the message of this thread's last failed call, NUL-terminated, into `buf`.
  *
  * `len` (may be NULL) receives the length without the NUL. The message names the thing that was wrong and both values.
- * Successful calls do not change it. Any thread.
+ * Successful calls do not change it, nor does this one. Any thread.
  *
- * Errors: KVLINK_E_BUFFER_TOO_SMALL (nothing is written but `len`).
+ * Errors: KVLINK_E_BUFFER_TOO_SMALL (nothing is written but `len`), KVLINK_E_NULL_POINTER.
  */
 kvlink_status_t kvlink_last_error(char *buf,
                                   size_t cap,
@@ -1555,7 +1555,8 @@ kvlink_status_t kvlink_agent_create(const struct kvlink_agent_config_t *config,
 /**
  * Stops an agent; NULL is fine. When it returns, nothing touches registered memory any more. Peers see the agent as dead.
  *
- * Must come last: a call that runs on another thread meanwhile keeps the agent alive until it returns.
+ * Comes last: calls that wait on other threads (kvlink_poll, kvlink_register) are woken and fail with KVLINK_E_BAD_HANDLE, as
+ * do all later ones. After a fork the child's copy is forgotten and the parent's agent goes on.
  *
  * Errors: KVLINK_E_BAD_HANDLE.
  */
@@ -1592,7 +1593,7 @@ kvlink_status_t kvlink_deregister(const struct kvlink_agent_t *agent,
                                   uint32_t region);
 
 /**
- * Stores the agent's counters. Any thread.
+ * Stores the agent's counters; fields of a newer header that this library does not know become zero. Any thread.
  *
  * Errors: KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE.
  */
@@ -1753,7 +1754,8 @@ kvlink_status_t kvlink_failed_blocks(const struct kvlink_agent_t *agent,
  * `count` receives their number; 0 after the time is over, with KVLINK_OK. One thread polls at a time. Payloads of the
  * previous poll are freed.
  *
- * Errors: KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER, KVLINK_E_INVALID_ARGUMENT, KVLINK_E_WRONG_STATE (after fork).
+ * Errors: KVLINK_E_BAD_HANDLE (also if the agent is destroyed meanwhile), KVLINK_E_NULL_POINTER, KVLINK_E_INVALID_ARGUMENT,
+ * KVLINK_E_WRONG_STATE (after fork).
  */
 kvlink_status_t kvlink_poll(const struct kvlink_agent_t *agent,
                             struct kvlink_event_t *events,

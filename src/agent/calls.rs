@@ -5,6 +5,7 @@ use super::{Agent, Shared};
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use crate::proto::{AcceptArgs, Direction, Endpoint, Id, Offer, ReadArgs, WriteArgs};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 impl Shared {
@@ -24,6 +25,30 @@ impl Shared {
             self.alive()?;
             self.answered.wait(&mut inbox);
         }
+    }
+}
+
+/// A call that panicked has left the endpoint in a state that nobody knows: the agent ends.
+struct PoisonOnUnwind<'a>(&'a Shared);
+
+impl Drop for PoisonOnUnwind<'_> {
+    fn drop(&mut self) {
+        self.0.poisoned.store(true, Ordering::Release);
+        self.0.wake();
+    }
+}
+
+#[cfg(feature = "test-hooks")]
+impl Agent {
+    /// Panics while it holds the state.
+    pub fn panic_in_call(&self) -> Result<()> {
+        self.call(|_, _| panic!("a panic on purpose in a call"))
+    }
+
+    /// Makes the reactor panic.
+    pub fn panic_in_reactor(&self) -> Result<()> {
+        self.check()?;
+        self.shared.order(Order::Panic)
     }
 }
 
@@ -75,7 +100,9 @@ impl Agent {
 
     fn call<T>(&self, f: impl FnOnce(&mut Endpoint, Instant) -> Result<T>) -> Result<T> {
         self.check()?;
+        let poison = PoisonOnUnwind(&self.shared);
         let out = f(&mut self.shared.endpoint.lock(), Instant::now());
+        std::mem::forget(poison);
         self.shared.wake();
         out
     }
@@ -83,13 +110,13 @@ impl Agent {
     /// The same, for calls that move data.
     fn moving<T>(&self, f: impl FnOnce(&mut Endpoint, Instant) -> Result<T>) -> Result<T> {
         self.check()?;
+        // Held during the call: what is submitted after a deregistration is refused, never half way in between.
         let regions = self.regions.lock();
         if !regions.bound || regions.closed {
             let missing: Vec<usize> =
                 regions.memory.iter().enumerate().filter(|(_, m)| m.is_none()).map(|(i, _)| i).collect();
             return Err(Error::new(Status::WrongState, format!("regions {missing:?} are not registered")));
         }
-        drop(regions);
         self.call(f)
     }
 

@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub poisoned: AtomicBool,
     pub stats: Stats,
     wake: OwnedFd,
+    /// A caller left something for the reactor.
+    pending: AtomicBool,
     /// The reactor is, or is about to be, asleep: a wake-up needs a system call.
     asleep: AtomicBool,
 }
@@ -67,14 +69,19 @@ pub struct Statistics {
 }
 
 impl Shared {
-    /// Makes the reactor look at the endpoint and the inbox.
+    /// Makes the reactor look at the endpoint and the inbox. Either it sees `pending` before it sleeps, or we see that it
+    /// sleeps: both are sequentially consistent.
     pub fn wake(&self) {
+        self.pending.store(true, Ordering::SeqCst);
         if self.asleep.swap(false, Ordering::SeqCst) {
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
     }
 
     fn alive(&self) -> Result<()> {
+        if self.stop.load(Ordering::Acquire) {
+            return Err(Error::new(Status::BadHandle, "the agent was destroyed"));
+        }
         if self.poisoned.load(Ordering::Acquire) {
             return Err(Error::new(Status::Poisoned, "a defect stopped this agent; destroy it"));
         }
@@ -90,7 +97,7 @@ pub struct Agent {
     regions: Mutex<Regions>,
     address: String,
     process: u32,
-    reactor: Option<JoinHandle<()>>,
+    reactor: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Regions {
@@ -131,6 +138,7 @@ impl Agent {
             poisoned: AtomicBool::new(false),
             stats: Stats::default(),
             wake,
+            pending: AtomicBool::new(true),
             asleep: AtomicBool::new(false),
         });
         let wake = shared.wake.try_clone().map_err(|e| Error::new(Status::System, format!("dup: {e}")))?;
@@ -146,7 +154,7 @@ impl Agent {
             regions: Mutex::new(Regions { memory, bound: false, closed: false }),
             address,
             process: std::process::id(),
-            reactor: Some(handle),
+            reactor: Mutex::new(Some(handle)),
         })
     }
 
@@ -176,10 +184,36 @@ impl Agent {
         }
     }
 
-    /// The agent's state is usable: not poisoned, and this is the process that made it.
+    /// Stops the agent: when this returns, nothing touches registered memory, and every call that waits has returned or is
+    /// about to. Calls that come later are refused with [`Status::BadHandle`].
+    pub fn shut_down(&self) {
+        // A fork has no reactor thread to wait for, and must not touch what belongs to its parent.
+        if self.check_process().is_err() {
+            return;
+        }
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.wake();
+        if let Some(handle) = self.reactor.lock().take() {
+            let _ = handle.join();
+        }
+        self.shared.queue.close();
+        let inbox = self.shared.inbox.lock();
+        self.shared.answered.notify_all();
+        drop(inbox);
+    }
+
+    /// The agent's state is usable: not poisoned, not stopped, and this is the process that made it.
     pub fn check(&self) -> Result<()> {
         self.check_process()?;
         self.shared.alive()
+    }
+
+    /// It was not stopped.
+    pub fn check_running(&self) -> Result<()> {
+        if self.shared.stop.load(Ordering::Acquire) {
+            return Err(Error::new(Status::BadHandle, "the agent was destroyed"));
+        }
+        Ok(())
     }
 
     /// This is the process that made it: an agent does not survive a fork.
@@ -195,15 +229,7 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        // A fork has no reactor thread to wait for, and must not touch what belongs to its parent.
-        if std::process::id() != self.process {
-            return;
-        }
-        self.shared.stop.store(true, Ordering::Release);
-        self.shared.wake();
-        if let Some(handle) = self.reactor.take() {
-            let _ = handle.join();
-        }
+        self.shut_down();
     }
 }
 

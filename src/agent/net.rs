@@ -19,6 +19,9 @@ pub(crate) enum Order {
     Register { region: u32, memory: Memory, publish: bool },
     /// Ends all use of a region.
     Deregister { region: u32 },
+    /// Panics, for tests.
+    #[cfg(feature = "test-hooks")]
+    Panic,
 }
 
 /// Work that waits for the reactor.

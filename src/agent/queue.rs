@@ -6,12 +6,16 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Events in the order they happened.
 pub struct EventQueue {
     events: Mutex<VecDeque<Event>>,
+    /// Events that wait; lets an engine that polls in a loop look without the lock.
+    count: AtomicUsize,
     arrived: Condvar,
+    closed: AtomicBool,
     fd: OwnedFd,
 }
 
@@ -19,7 +23,13 @@ impl EventQueue {
     pub(super) fn new() -> Result<EventQueue> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::new(Status::System, format!("eventfd: {e}")))?;
-        Ok(EventQueue { events: Mutex::new(VecDeque::new()), arrived: Condvar::new(), fd })
+        Ok(EventQueue {
+            events: Mutex::new(VecDeque::new()),
+            count: AtomicUsize::new(0),
+            arrived: Condvar::new(),
+            closed: AtomicBool::new(false),
+            fd,
+        })
     }
 
     pub(super) fn push(&self, event: Event) {
@@ -28,13 +38,22 @@ impl EventQueue {
             let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
         }
         events.push_back(event);
+        self.count.store(events.len(), Ordering::Release);
         drop(events);
         self.arrived.notify_one();
     }
 
+    /// Ends every wait: nothing comes any more.
+    pub(super) fn close(&self) {
+        let events = self.events.lock();
+        self.closed.store(true, Ordering::Relaxed);
+        drop(events);
+        self.arrived.notify_all();
+    }
+
     /// Events that wait.
     pub fn len(&self) -> usize {
-        self.events.lock().len()
+        self.count.load(Ordering::Acquire)
     }
 
     /// No event waits.
@@ -42,15 +61,15 @@ impl EventQueue {
         self.len() == 0
     }
 
-    /// Takes up to `max` events; waits for the first one at most `timeout` (`None`: for ever).
+    /// Takes up to `max` events; waits for the first one at most `timeout` (`None`: until the agent stops).
     pub fn poll(&self, max: usize, timeout: Option<Duration>) -> Vec<Event> {
         let mut out = Vec::new();
-        if max == 0 {
+        if max == 0 || (timeout == Some(Duration::ZERO) && self.is_empty()) {
             return out;
         }
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
         let mut events = self.events.lock();
-        while events.is_empty() {
+        while events.is_empty() && !self.closed.load(Ordering::Relaxed) {
             match (timeout, deadline) {
                 (Some(t), _) if t.is_zero() => return out,
                 (Some(_), Some(at)) => {
@@ -66,6 +85,7 @@ impl EventQueue {
         }
         let n = max.min(events.len());
         out.extend(events.drain(..n));
+        self.count.store(events.len(), Ordering::Release);
         if events.is_empty() {
             let _ = rustix::io::read(&self.fd, &mut [0u8; 8]);
         }

@@ -25,7 +25,7 @@ const SLICE: u64 = 1 << 20;
 const MAX_VISITORS: usize = 256;
 /// Time they have for it.
 const VISITOR_TIME: Duration = Duration::from_secs(10);
-/// How long an idle reactor keeps looking before it sleeps: the next request of a busy engine is met awake.
+/// How long the reactor keeps looking after a call before it sleeps: the next call of a busy engine is met awake.
 const LINGER: Duration = Duration::from_micros(50);
 
 pub(super) struct Reactor {
@@ -114,6 +114,7 @@ impl Reactor {
         if std::panic::catch_unwind(AssertUnwindSafe(|| self.transports.disconnect_all())).is_err() {
             log::error!("kvlink: closing the transports panicked");
         }
+        self.hang_up();
         if let Some(e) = error {
             self.shared.poisoned.store(true, Ordering::Release);
             let text = format!("the agent stopped: {}", e.message());
@@ -124,41 +125,49 @@ impl Reactor {
         }
     }
 
+    /// Closes what peers are connected to. Closing alone does not: a forked child has copies of the descriptors.
+    fn hang_up(&mut self) {
+        for (_, socket) in self.sockets.drain() {
+            socket.close(&self.poller);
+        }
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+    }
+
     fn serve(&mut self) -> Result<()> {
         let mut ready: Vec<Ready> = Vec::new();
-        let mut busy_until = Instant::now();
+        let mut linger = Instant::now();
+        let mut due: Option<Instant> = None;
+        let mut more = false;
         loop {
             if self.shared.stop.load(Ordering::Acquire) {
                 return Ok(());
             }
-            self.take_inbox();
-            let worked = self.pump();
-            let more = self.move_data(&ready)?;
-            let now = Instant::now();
-            if worked || more || !ready.is_empty() {
-                busy_until = now + LINGER;
+            if self.shared.poisoned.load(Ordering::Acquire) {
+                return Err(Error::new(Status::Internal, "a call panicked"));
             }
-            let timeout = if more { Some(Duration::ZERO) } else { self.idle(now, busy_until) };
+            let now = Instant::now();
+            let called = self.shared.pending.swap(false, Ordering::SeqCst);
+            if called {
+                linger = now + LINGER;
+                self.take_inbox();
+            }
+            if called || more || !ready.is_empty() || due.is_some_and(|at| at <= now) {
+                self.pump();
+                more = self.move_data(&ready)?;
+                self.pump();
+                due = self.shared.endpoint.lock().poll_timeout();
+            }
+            let timeout = if more || now < linger { Some(Duration::ZERO) } else { self.sleep(now, due) };
             self.poller.wait(timeout, &mut ready)?;
             self.shared.asleep.store(false, Ordering::SeqCst);
             self.on_ready(&ready);
         }
     }
 
-    /// How long to sleep: not at all while something may have come since we looked.
-    fn idle(&mut self, now: Instant, busy_until: Instant) -> Option<Duration> {
-        if now < busy_until {
-            return Some(Duration::ZERO);
-        }
+    /// Announces the sleep, and says how long: not at all while something may have come since we looked.
+    fn sleep(&mut self, now: Instant, due: Option<Instant>) -> Option<Duration> {
         self.shared.asleep.store(true, Ordering::SeqCst);
-        let endpoint = self.shared.endpoint.lock();
-        let due = endpoint.poll_timeout();
-        let waiting = endpoint.has_output();
-        drop(endpoint);
-        let inbox = self.shared.inbox.lock();
-        let waiting = waiting || !inbox.connected.is_empty() || !inbox.orders.is_empty();
-        drop(inbox);
-        if waiting || self.shared.stop.load(Ordering::Acquire) {
+        if self.shared.pending.load(Ordering::SeqCst) {
             return Some(Duration::ZERO);
         }
         let visitors = (!self.visitors.is_empty()).then_some(VISITOR_TIME);
@@ -167,8 +176,7 @@ impl Reactor {
     }
 
     /// Timers, then outputs until there are none.
-    fn pump(&mut self) -> bool {
-        let mut worked = false;
+    fn pump(&mut self) {
         let now = Instant::now();
         self.shared.endpoint.lock().handle_timeout(now);
         loop {
@@ -181,9 +189,8 @@ impl Reactor {
             }
             if outputs.is_empty() {
                 self.outputs = outputs;
-                return worked;
+                return;
             }
-            worked = true;
             for o in outputs.drain(..) {
                 self.carry_out(o);
             }
@@ -264,8 +271,7 @@ impl Reactor {
         let mut done = std::mem::take(&mut self.done);
         let more = self.transports.progress(ready, SLICE, &mut done);
         let now = Instant::now();
-        let any = !done.is_empty();
-        if any {
+        if !done.is_empty() {
             let mut endpoint = self.shared.endpoint.lock();
             for d in done.drain(..) {
                 let job = JobId(d.id.0);
@@ -276,7 +282,7 @@ impl Reactor {
             }
         }
         self.done = done;
-        Ok(more || any)
+        Ok(more)
     }
 
     fn on_ready(&mut self, ready: &[Ready]) {
@@ -502,6 +508,8 @@ impl Reactor {
                 self.pump();
                 Ok(())
             }
+            #[cfg(feature = "test-hooks")]
+            Order::Panic => panic!("a panic on purpose in the reactor"),
         }
     }
 }

@@ -90,6 +90,8 @@ impl Socket {
 
     pub fn close(self, poller: &Poller) {
         poller.remove(&self.stream);
+        // The peer shall see the end even if a forked child holds a copy of the descriptor.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }
 

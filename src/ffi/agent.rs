@@ -3,7 +3,7 @@
 use super::config::kvlink_agent_config_t;
 use super::decode::{Sized32, copy_out, out, read_struct, write_struct};
 use super::guard::{guard, kvlink_status_t};
-use super::handle::{AGENTS, AgentHandle, LAYOUTS, kvlink_agent_t, kvlink_layout_t};
+use super::handle::{AGENTS, AgentHandle, LAYOUTS, agent as find, kvlink_agent_t, kvlink_layout_t};
 use super::memory::memory_at;
 use super::types::sized;
 use crate::agent::Agent;
@@ -55,12 +55,18 @@ pub unsafe extern "C" fn kvlink_agent_create(
 
 /// Stops an agent; NULL is fine. When it returns, nothing touches registered memory any more. Peers see the agent as dead.
 ///
-/// Must come last: a call that runs on another thread meanwhile keeps the agent alive until it returns.
+/// Comes last: calls that wait on other threads (kvlink_poll, kvlink_register) are woken and fail with KVLINK_E_BAD_HANDLE, as
+/// do all later ones. After a fork the child's copy is forgotten and the parent's agent goes on.
 ///
 /// Errors: KVLINK_E_BAD_HANDLE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvlink_agent_destroy(agent: *mut kvlink_agent_t) -> kvlink_status_t {
-    guard(|| AGENTS.remove(agent).map(drop))
+    guard(|| {
+        if let Some(handle) = AGENTS.remove(agent)? {
+            handle.agent.shut_down();
+        }
+        Ok(())
+    })
 }
 
 /// Copies the address that others reach this agent at, "host:port", NUL-terminated.
@@ -74,7 +80,7 @@ pub unsafe extern "C" fn kvlink_agent_address(
     len: *mut usize,
 ) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         // SAFETY: the module's contract for pointers.
         unsafe { copy_out(handle.agent.address().as_bytes(), true, buf.cast(), cap, len) }
     })
@@ -95,7 +101,7 @@ pub unsafe extern "C" fn kvlink_register(
     len: usize,
 ) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         handle.agent.register(region, memory_at(memory.addr(), len)?)
     })
 }
@@ -106,10 +112,10 @@ pub unsafe extern "C" fn kvlink_register(
 /// Errors: KVLINK_E_WRONG_STATE (not registered), KVLINK_E_BAD_HANDLE, KVLINK_E_POISONED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvlink_deregister(agent: *const kvlink_agent_t, region: u32) -> kvlink_status_t {
-    guard(|| AGENTS.find(agent)?.agent.deregister(region))
+    guard(|| find(agent)?.agent.deregister(region))
 }
 
-/// Stores the agent's counters. Any thread.
+/// Stores the agent's counters; fields of a newer header that this library does not know become zero. Any thread.
 ///
 /// Errors: KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE.
 #[unsafe(no_mangle)]
@@ -118,7 +124,7 @@ pub unsafe extern "C" fn kvlink_statistics(
     out_statistics: *mut kvlink_statistics_t,
 ) -> kvlink_status_t {
     guard(|| {
-        let s = AGENTS.find(agent)?.agent.statistics();
+        let s = find(agent)?.agent.statistics();
         let value = kvlink_statistics_t {
             struct_size: 0,
             reserved: 0,

@@ -1,6 +1,6 @@
 //! Configuration of an agent.
 
-use super::decode::{Sized32, optional_string, string};
+use super::decode::{Sized32, flag, optional_string, reserved, string, unknown};
 use super::types::sized;
 use crate::agent::{AgentConfig, Require};
 use crate::error::Result;
@@ -62,6 +62,11 @@ impl kvlink_agent_config_t {
     /// # Safety
     /// Strings as the header says.
     pub(super) unsafe fn decode(&self) -> Result<AgentConfig> {
+        reserved(Self::NAME, self.reserved)?;
+        let allow_remote = flag("allow_remote", self.allow_remote)?;
+        if self.host_disable > 7 {
+            return Err(unknown("host_disable", self.host_disable, "0..=7"));
+        }
         // SAFETY: the caller's contract.
         let (instance, listen, advertise, leader, require) = unsafe {
             (
@@ -73,7 +78,7 @@ impl kvlink_agent_config_t {
             )
         };
         let mut c = AgentConfig::new(instance, self.rank, self.ranks.max(1));
-        c.allow_remote = self.allow_remote != 0;
+        c.allow_remote = allow_remote;
         if !listen.is_empty() {
             c.listen = listen.to_string();
         }

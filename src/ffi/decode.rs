@@ -12,6 +12,23 @@ pub(super) fn unknown(name: &str, value: u32, known: &str) -> Error {
     Error::new(Status::UnknownEnum, format!("{name} is {value}, known are {known}"))
 }
 
+/// A field that must be zero, so that later versions can give it a meaning.
+pub(super) fn reserved(name: &str, value: u32) -> Result<()> {
+    if value == 0 {
+        return Ok(());
+    }
+    Err(Error::new(Status::InvalidArgument, format!("{name}.reserved is {value}, must be 0")))
+}
+
+/// A field that is 0 or 1.
+pub(super) fn flag(name: &str, value: u32) -> Result<bool> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        n => Err(unknown(name, n, "0..=1")),
+    }
+}
+
 /// A place to store a result.
 ///
 /// # Safety
@@ -106,7 +123,7 @@ pub(super) unsafe fn read_struct<T: Sized32>(p: *const T) -> Result<T> {
     Ok(value)
 }
 
-/// Writes a struct to a caller's version of it: at most as many bytes as `struct_size` says.
+/// Writes a struct to a caller's version of it: as many bytes as `struct_size` says, zero where this library knows none.
 ///
 /// # Safety
 /// `p` is null or valid for reads of its first field and writes of as many bytes as it says.
@@ -118,9 +135,10 @@ pub(super) unsafe fn write_struct<T: Sized32>(p: *mut T, value: T) -> Result<()>
     let size = unsafe { p.cast::<u32>().read_unaligned() };
     check_size(T::NAME, size as usize)?;
     let n = (size as usize).min(std::mem::size_of::<T>());
-    // SAFETY: `n` bytes are writable by contract and readable from `value`; the size field is restored.
+    // SAFETY: `size` bytes are writable by contract, `n` readable from `value`; the size field is restored.
     unsafe {
         std::ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), p.cast::<u8>(), n);
+        std::ptr::write_bytes(p.cast::<u8>().add(n), 0, size as usize - n);
         p.cast::<u32>().write_unaligned(size);
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use super::decode::out;
 use super::guard::{guard, kvlink_status_t};
-use super::handle::{AGENTS, kvlink_agent_t};
+use super::handle::{agent as find, kvlink_agent_t};
 use crate::error::{Error, Status};
 use std::ffi::{c_int, c_void};
 use std::os::fd::AsRawFd;
@@ -63,7 +63,8 @@ const _: () = assert!(std::mem::size_of::<kvlink_event_t>() == 64);
 /// `count` receives their number; 0 after the time is over, with KVLINK_OK. One thread polls at a time. Payloads of the
 /// previous poll are freed.
 ///
-/// Errors: KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER, KVLINK_E_INVALID_ARGUMENT, KVLINK_E_WRONG_STATE (after fork).
+/// Errors: KVLINK_E_BAD_HANDLE (also if the agent is destroyed meanwhile), KVLINK_E_NULL_POINTER, KVLINK_E_INVALID_ARGUMENT,
+/// KVLINK_E_WRONG_STATE (after fork).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvlink_poll(
     agent: *const kvlink_agent_t,
@@ -73,7 +74,7 @@ pub unsafe extern "C" fn kvlink_poll(
     count: *mut usize,
 ) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         // SAFETY: the module's contract for pointers.
         let slot = unsafe { out(count, "count") }?;
         slot.write(0);
@@ -85,7 +86,6 @@ pub unsafe extern "C" fn kvlink_poll(
             n if n >= 0 => Some(Duration::from_millis(n as u64)),
             n => return Err(Error::new(Status::InvalidArgument, format!("timeout_ms is {n}"))),
         };
-        handle.agent.check_process()?;
         let mut taken = handle.agent.events().poll(cap, timeout);
         for (i, e) in taken.iter_mut().enumerate() {
             if e.payload.is_empty() && !e.text.is_empty() {
@@ -108,6 +108,9 @@ pub unsafe extern "C" fn kvlink_poll(
             // SAFETY: `i < taken.len() <= cap`; the payload's buffer moves with its Vec but stays where it is.
             unsafe { events.add(i).write(event) };
         }
+        if taken.is_empty() {
+            handle.agent.check_running()?;
+        }
         slot.write(taken.len());
         *handle.polled.lock() = taken;
         Ok(())
@@ -121,7 +124,7 @@ pub unsafe extern "C" fn kvlink_poll(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvlink_event_fd(agent: *const kvlink_agent_t, out_fd: *mut c_int) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         // SAFETY: the module's contract for pointers.
         unsafe { out(out_fd, "out_fd") }?.write(handle.agent.events().fd().as_raw_fd());
         Ok(())

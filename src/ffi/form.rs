@@ -1,6 +1,6 @@
 //! The common forms of tensors: one struct describes all layers of a kind.
 
-use super::decode::{optional_string, slice, unknown};
+use super::decode::{optional_string, reserved, slice, unknown};
 use super::layout::kvlink_layout_desc_t;
 use super::types::element;
 use crate::error::{Error, Result, Status};
@@ -240,6 +240,7 @@ unsafe fn state(name: &str, s: &kvlink_state_t, desc: &mut LayoutDesc) -> Result
         1 => ConvOrder::Sd,
         n => return Err(unknown(&format!("{name}.conv_rows_outside"), n, "0..=1")),
     };
+    reserved(name, s.reserved)?;
     let section = |x: &kvlink_section_t| (Section { units: x.units, width: x.width }, (x.first, x.count));
     let sections: Vec<(Section, (u64, u64))> = conv.iter().map(section).collect();
     for (i, layer) in layers.iter().enumerate() {

@@ -15,34 +15,43 @@ thread_local! {
     static LAST: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Runs an entry. The only way to make a [`kvlink_status_t`], so no entry can do without.
+/// Runs an entry. With [`guard_silently`] the only way to make a [`kvlink_status_t`], so no entry can do without.
 pub(super) fn guard(f: impl FnOnce() -> Result<()>) -> kvlink_status_t {
-    let result = std::panic::catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+    let result = contain(f);
+    if let Err(e) = &result {
+        // A thread that is ending has no slot any more; its status still arrives.
+        let _ = LAST.try_with(|last| *last.borrow_mut() = e.to_string());
+    }
+    status(result)
+}
+
+/// Runs the entry that tells the last message: its own failure does not replace that.
+fn guard_silently(f: impl FnOnce() -> Result<()>) -> kvlink_status_t {
+    status(contain(f))
+}
+
+fn status(result: Result<()>) -> kvlink_status_t {
+    kvlink_status_t(result.map_or_else(|e| e.status().code(), |()| 0))
+}
+
+fn contain(f: impl FnOnce() -> Result<()>) -> Result<()> {
+    std::panic::catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
         Err(Error::new(Status::Internal, format!("a defect of kvlink: {text}")))
-    });
-    match result {
-        Ok(()) => kvlink_status_t(0),
-        Err(e) => {
-            let code = e.status().code();
-            // A thread that is ending has no slot any more; its status still arrives.
-            let _ = LAST.try_with(|last| *last.borrow_mut() = e.to_string());
-            kvlink_status_t(code)
-        }
-    }
+    })
 }
 
 /// Copies the message of this thread's last failed call, NUL-terminated, into `buf`.
 ///
 /// `len` (may be NULL) receives the length without the NUL. The message names the thing that was wrong and both values.
-/// Successful calls do not change it. Any thread.
+/// Successful calls do not change it, nor does this one. Any thread.
 ///
-/// Errors: KVLINK_E_BUFFER_TOO_SMALL (nothing is written but `len`).
+/// Errors: KVLINK_E_BUFFER_TOO_SMALL (nothing is written but `len`), KVLINK_E_NULL_POINTER.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvlink_last_error(buf: *mut c_char, cap: usize, len: *mut usize) -> kvlink_status_t {
     let text = LAST.try_with(|last| last.borrow().clone()).unwrap_or_default();
-    guard(|| {
+    guard_silently(|| {
         // SAFETY: the module's contract for pointers.
         unsafe { copy_out(text.as_bytes(), true, buf.cast(), cap, len) }
     })
@@ -78,13 +87,6 @@ fn text_of(status: i32) -> &'static str {
         Incomplete => "transfer incomplete", Quarantined => "quarantined", Backend => "backend failed",
         Internal => "internal error", Poisoned => "agent poisoned",
     }
-}
-
-/// Panics inside the library, for the test of panic containment. Only in test builds.
-#[cfg(feature = "test-hooks")]
-#[unsafe(no_mangle)]
-pub extern "C" fn kvlink_test_panic() -> kvlink_status_t {
-    guard(|| panic!("a panic on purpose"))
 }
 
 #[cfg(test)]

@@ -77,6 +77,13 @@ impl<T> Table<T> {
     }
 }
 
+/// The agent of a handle, in the process that made it.
+pub(super) fn agent(handle: *const kvlink_agent_t) -> Result<Arc<AgentHandle>> {
+    let found = AGENTS.find(handle)?;
+    found.agent.check_process()?;
+    Ok(found)
+}
+
 pub(super) static LAYOUTS: LazyLock<Table<Layout>> = LazyLock::new(|| Table::new("layout", 0));
 pub(super) static PLANS: LazyLock<Table<PlanHandle>> = LazyLock::new(|| Table::new("plan", 4));
 pub(super) static AGENTS: LazyLock<Table<AgentHandle>> = LazyLock::new(|| Table::new("agent", 8));

@@ -1,6 +1,8 @@
 //! Layouts: descriptions in, immutable handles out.
 
-use super::decode::{Sized32, copy_out, optional_string, out, read_struct, slice, string, unknown};
+use super::decode::{
+    Sized32, copy_out, flag, null, optional_string, out, read_struct, reserved, slice, string, unknown,
+};
 use super::form::{forms, kvlink_attention_t, kvlink_record_t, kvlink_state_t};
 use super::guard::{guard, kvlink_status_t};
 use super::handle::{LAYOUTS, kvlink_layout_t};
@@ -308,9 +310,17 @@ pub unsafe extern "C" fn kvlink_layout_check(
 ) -> kvlink_status_t {
     guard(|| {
         // SAFETY: the module's contract for pointers.
-        let (src, dst) = unsafe {
-            (instance(sources, num_sources, "sources")?, instance(destinations, num_destinations, "destinations")?)
+        let (slot, src, dst) = unsafe {
+            (
+                out(count, "count")?,
+                instance(sources, num_sources, "sources")?,
+                instance(destinations, num_destinations, "destinations")?,
+            )
         };
+        slot.write(0);
+        if cap > 0 && findings.is_null() {
+            return Err(null("findings"));
+        }
         check_rank(rank, dst.len(), "destination")?;
         let verdict = match compile(&src, &dst, rank as usize) {
             Ok(_) => None,
@@ -328,10 +338,8 @@ pub unsafe extern "C" fn kvlink_layout_check(
             .collect();
         // SAFETY: the module's contract for pointers.
         unsafe {
-            if let Some(count) = count.as_mut() {
-                *count = all.len();
-            }
-            if !findings.is_null() {
+            slot.write(all.len());
+            if cap > 0 {
                 std::ptr::copy_nonoverlapping(all.as_ptr(), findings, all.len().min(cap));
             }
         }
@@ -395,6 +403,7 @@ fn text<const N: usize>(s: &str) -> [c_char; N] {
 unsafe fn describe(d: &kvlink_layout_desc_t) -> Result<LayoutDesc> {
     // SAFETY: pointers as the header says.
     unsafe {
+        reserved(kvlink_layout_desc_t::NAME, d.reserved)?;
         let mut desc = LayoutDesc { model: optional_string(d.model, "model")?.to_string(), ..LayoutDesc::default() };
         desc.regions =
             slice(d.region_bytes, d.num_regions, "region_bytes")?.iter().map(|len| Region { len: *len }).collect();
@@ -410,6 +419,7 @@ unsafe fn describe(d: &kvlink_layout_desc_t) -> Result<LayoutDesc> {
 }
 
 fn group(i: usize, g: &kvlink_group_t) -> Result<Group> {
+    reserved(&format!("groups[{i}]"), g.reserved)?;
     let kind = match g.kind {
         0 => GroupKind::Paged,
         1 => GroupKind::Ring,
@@ -455,11 +465,9 @@ unsafe fn tensor(name: &str, t: &kvlink_tensor_t) -> Result<Tensor> {
     unsafe {
         let mut axes = Vec::new();
         for (i, a) in slice(t.axes, t.num_axes, &format!("{name}.axes"))?.iter().enumerate() {
-            let matching = match a.common {
-                0 => Matching::Exact,
-                1 => Matching::Common,
-                n => return Err(unknown(&format!("{name}.axes[{i}].common"), n, "0..=1")),
-            };
+            reserved(&format!("{name}.axes[{i}]"), a.reserved)?;
+            let common = flag(&format!("{name}.axes[{i}].common"), a.common)?;
+            let matching = if common { Matching::Common } else { Matching::Exact };
             let axis = string(a.name, &format!("{name}.axes[{i}].name"))?;
             axes.push(Axis { name: axis.to_string(), extent: a.extent, matching });
         }

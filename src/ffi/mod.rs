@@ -16,6 +16,8 @@ mod event;
 mod form;
 mod guard;
 mod handle;
+#[cfg(feature = "test-hooks")]
+mod hooks;
 mod layout;
 mod memory;
 mod peer;
@@ -30,6 +32,8 @@ pub use event::*;
 pub use form::*;
 pub use guard::{kvlink_last_error, kvlink_status_t, kvlink_status_text};
 pub use handle::{kvlink_agent_t, kvlink_layout_t, kvlink_plan_t};
+#[cfg(feature = "test-hooks")]
+pub use hooks::*;
 pub use layout::*;
 pub use memory::*;
 pub use peer::*;

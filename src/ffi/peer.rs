@@ -2,7 +2,7 @@
 
 use super::decode::{copy_out, out, slice, string, unknown};
 use super::guard::{guard, kvlink_status_t};
-use super::handle::{AGENTS, kvlink_agent_t};
+use super::handle::{agent as find, kvlink_agent_t};
 use super::types::KVLINK_ALL_RANKS;
 use crate::proto::{Direction, Id};
 use std::ffi::{c_char, c_void};
@@ -36,7 +36,7 @@ pub unsafe extern "C" fn kvlink_handshake(
     out_peer: *mut u64,
 ) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         // SAFETY: the module's contract for pointers.
         let (slot, address) = unsafe { (out(out_peer, "out_peer")?, string(address, "address")?) };
         let direction = match direction {
@@ -55,7 +55,7 @@ pub unsafe extern "C" fn kvlink_handshake(
 /// Errors: KVLINK_E_BAD_HANDLE, KVLINK_E_POISONED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvlink_disconnect(agent: *const kvlink_agent_t, peer: u64) -> kvlink_status_t {
-    guard(|| AGENTS.find(agent)?.agent.disconnect(Id(peer)))
+    guard(|| find(agent)?.agent.disconnect(Id(peer)))
 }
 
 /// Copies the transports in effect with a peer, NUL-terminated: one line per linked rank ("rank 0: host/shm"), with the
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn kvlink_effective_transport(
     len: *mut usize,
 ) -> kvlink_status_t {
     guard(|| {
-        let text = AGENTS.find(agent)?.agent.effective_transports(Id(peer))?;
+        let text = find(agent)?.agent.effective_transports(Id(peer))?;
         // SAFETY: the module's contract for pointers.
         unsafe { copy_out(text.as_bytes(), true, buf.cast(), cap, len) }
     })
@@ -95,7 +95,7 @@ pub unsafe extern "C" fn kvlink_notify(
     after: u64,
 ) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         // SAFETY: the module's contract for pointers.
         let payload = unsafe { slice(data.cast::<u8>(), len, "data") }?;
         let rank = (rank != KVLINK_ALL_RANKS).then_some(rank);

@@ -1,7 +1,6 @@
 //! Plans: the mathematics alone, for engines that keep their own transport.
 
-use super::decode::{Sized32, read_struct};
-use super::decode::{copy_out, out, slice};
+use super::decode::{Sized32, copy_out, out, read_struct, reserved, slice};
 use super::guard::{guard, kvlink_status_t};
 use super::handle::{PLANS, PlanHandle, kvlink_layout_t, kvlink_plan_t};
 use super::layout::{check_rank, copy_list, instance};
@@ -108,6 +107,7 @@ pub unsafe extern "C" fn kvlink_plan_expand(
         // SAFETY: the module's contract for pointers.
         unsafe {
             let r = read_struct(request)?;
+            reserved(kvlink_plan_request_t::NAME, r.reserved)?;
             let src = lists(r.source_blocks, r.num_source_blocks, "source_blocks")?;
             let dst = lists(r.destination_blocks, r.num_destination_blocks, "destination_blocks")?;
             let token_end = if r.token_end == 0 { r.token_total } else { r.token_end };

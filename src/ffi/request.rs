@@ -1,8 +1,8 @@
 //! Requests: offer and read, accept and write.
 
-use super::decode::{Sized32, copy_out, out, read_struct, slice, string};
+use super::decode::{Sized32, copy_out, flag, out, read_struct, reserved, slice, string};
 use super::guard::{guard, kvlink_status_t};
-use super::handle::{AGENTS, kvlink_agent_t};
+use super::handle::{agent as find, kvlink_agent_t};
 use super::layout::copy_list;
 use super::plan::layers;
 use super::types::{blocks, kvlink_blocks_t, sized};
@@ -163,7 +163,7 @@ pub unsafe extern "C" fn kvlink_offer(
     out_offer: *mut u64,
 ) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         // SAFETY: the module's contract for pointers.
         let (slot, offer) = unsafe {
             let o = read_struct(offer)?;
@@ -190,7 +190,7 @@ pub unsafe extern "C" fn kvlink_ticket(
     len: *mut usize,
 ) -> kvlink_status_t {
     guard(|| {
-        let ticket = AGENTS.find(agent)?.agent.ticket(Id(offer))?;
+        let ticket = find(agent)?.agent.ticket(Id(offer))?;
         // SAFETY: the module's contract for pointers.
         unsafe { copy_out(&ticket, false, buf.cast(), cap, len) }
     })
@@ -243,7 +243,7 @@ pub unsafe extern "C" fn kvlink_read_blocks(
     out_transfer: *mut u64,
 ) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         // SAFETY: the module's contract for pointers.
         let (slot, args) = unsafe {
             let r = read_struct(read)?;
@@ -278,7 +278,7 @@ pub unsafe extern "C" fn kvlink_accept(
     out_accept: *mut u64,
 ) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         // SAFETY: the module's contract for pointers.
         let (slot, args) = unsafe {
             let a = read_struct(accept)?;
@@ -311,10 +311,11 @@ pub unsafe extern "C" fn kvlink_write_blocks(
     out_transfer: *mut u64,
 ) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         // SAFETY: the module's contract for pointers.
         let (slot, args) = unsafe {
             let w = read_struct(write)?;
+            reserved(kvlink_write_t::NAME, w.reserved)?;
             let layers = layers(w.layer_first, w.layer_count);
             let range = Range {
                 token_begin: w.token_begin,
@@ -328,7 +329,7 @@ pub unsafe extern "C" fn kvlink_write_blocks(
                 request: string(w.request, "request")?.to_string(),
                 blocks: blocks(w.blocks, w.num_blocks, "blocks")?,
                 range,
-                last: w.last != 0,
+                last: flag("last", w.last)?,
                 aux: slice(w.aux.cast::<u8>(), w.aux_len, "aux")?.to_vec(),
                 timeout: time(w.timeout_ms),
                 user_data: w.user_data,
@@ -346,7 +347,7 @@ pub unsafe extern "C" fn kvlink_write_blocks(
 /// Errors: KVLINK_E_BAD_HANDLE (it has ended already, or never was), KVLINK_E_POISONED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvlink_cancel(agent: *const kvlink_agent_t, id: u64) -> kvlink_status_t {
-    guard(|| AGENTS.find(agent)?.agent.cancel(Id(id)))
+    guard(|| find(agent)?.agent.cancel(Id(id)))
 }
 
 /// Stores the ids of one group's blocks that a failed read left without valid data, so that just those are recomputed.
@@ -365,7 +366,7 @@ pub unsafe extern "C" fn kvlink_failed_blocks(
     count: *mut usize,
 ) -> kvlink_status_t {
     guard(|| {
-        let handle = AGENTS.find(agent)?;
+        let handle = find(agent)?;
         let groups = handle.agent.layout().groups().len();
         if group as usize >= groups {
             return Err(Error::new(Status::InvalidArgument, format!("group {group} of {groups} groups")));

@@ -67,6 +67,9 @@ pub(super) enum JobOwner {
     Sink { accept: Id, op: usize },
 }
 
+/// Block ids by group.
+type FailedBlocks = Vec<(u32, Vec<u32>)>;
+
 pub(super) enum Transfer {
     Read(ReadTransfer),
     Write(WriteTransfer),
@@ -91,7 +94,7 @@ pub struct Endpoint {
     pub(super) timers: BTreeSet<(Instant, Timer)>,
     /// Parts of transfers, by the number that peers know them by.
     pub(super) ops: HashMap<u64, (Id, usize)>,
-    pub(super) failed: VecDeque<(Id, Vec<(u32, Vec<u32>)>)>,
+    pub(super) failed: VecDeque<(Id, FailedBlocks)>,
     pub(super) next: u64,
     scratch: Scratch,
     pool: Vec<Vec<Span>>,

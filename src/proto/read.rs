@@ -50,6 +50,15 @@ enum Step {
     Failed,
 }
 
+/// A part that is about to begin.
+struct Ready {
+    conn: ConnId,
+    consumers: u32,
+    spans: Vec<Span>,
+    staged: bool,
+    groups: Vec<u32>,
+}
+
 struct Part {
     conn: ConnId,
     op: u64,
@@ -70,6 +79,8 @@ pub(super) struct ReadTransfer {
     parts: Vec<Part>,
     /// Source ranks that only want to hear that we are done.
     courtesy: Vec<(ConnId, u32)>,
+    /// Sources that have not heard yet that their part is here.
+    untold: Vec<(ConnId, Message)>,
     pub deadline: Instant,
     user_data: u64,
     bytes: u64,
@@ -126,20 +137,20 @@ impl Endpoint {
         for (rank, consumers) in &inbound.acknowledges {
             courtesy.push((self.session_with(args.peer, *rank)?, *consumers, *rank));
         }
-        let mut ready: Vec<(ConnId, u32, Vec<Span>, bool, Vec<u32>)> = Vec::new();
+        let mut ready: Vec<Ready> = Vec::new();
         for plan in &inbound.plans {
             let conn = self.session_with(args.peer, plan.source())?;
             let (spans, _) = match self.expand(plan, &ticket.blocks, &args.blocks, &range) {
                 Ok(x) => x,
                 Err(e) => {
-                    ready.into_iter().for_each(|(_, _, spans, _, _)| self.give_spans(spans));
+                    ready.into_iter().for_each(|x| self.give_spans(x.spans));
                     return Err(e);
                 }
             };
             let consumers = courtesy.iter().find(|(_, _, r)| *r == plan.source()).map_or(1, |(_, n, _)| *n);
             courtesy.retain(|(_, _, r)| *r != plan.source());
             let staged = matches!(plan.form(), Form::Staged { .. });
-            ready.push((conn, consumers, spans, staged, plan.destination_groups()));
+            ready.push(Ready { conn, consumers, spans, staged, groups: plan.destination_groups() });
         }
         let deadline = later(now, args.timeout.unwrap_or(self.config.transfer_timeout));
         let id = self.transfers.insert(Transfer::Read(ReadTransfer {
@@ -150,6 +161,7 @@ impl Endpoint {
             blocks: args.blocks.clone(),
             parts: Vec::new(),
             courtesy: courtesy.into_iter().map(|(conn, n, _)| (conn, n)).collect(),
+            untold: Vec::new(),
             deadline,
             user_data: args.user_data,
             bytes: 0,
@@ -159,8 +171,8 @@ impl Endpoint {
             notify: Vec::new(),
         }));
         self.timer(deadline, Timer::Transfer(id));
-        for (conn, consumers, spans, staged, groups) in ready {
-            self.start_part(id, conn, consumers, spans, staged, groups);
+        for part in ready {
+            self.start_part(id, part);
         }
         self.check_read(now, id);
         Ok(id)
@@ -189,7 +201,8 @@ impl Endpoint {
         Ok(())
     }
 
-    fn start_part(&mut self, id: Id, conn: ConnId, consumers: u32, spans: Vec<Span>, staged: bool, groups: Vec<u32>) {
+    fn start_part(&mut self, id: Id, part: Ready) {
+        let Ready { conn, consumers, spans, staged, groups } = part;
         let op = self.fresh();
         let pull = self.sessions.get(conn).is_some_and(|s| s.we_pull());
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
@@ -234,7 +247,7 @@ impl Endpoint {
                 r.spans += spans;
                 let (conn, op, consumers) = (p.conn, p.op, p.consumers);
                 let done = r.done(op, consumers);
-                self.send(conn, done);
+                r.untold.push((conn, done));
             }
             Ok(()) => p.step = Step::Failed,
             Err(e) => {
@@ -319,7 +332,7 @@ impl Endpoint {
         let Some(Transfer::Read(r)) = self.transfers.get(id) else { return };
         let running = |p: &Part| p.job.is_some() || (p.step == Step::Validating && r.failure.is_none());
         if r.parts.iter().any(running) {
-            return;
+            return self.tell_sources(id);
         }
         let Some(Transfer::Read(mut r)) = self.transfers.remove(id) else { return };
         self.untimer(r.deadline, Timer::Transfer(id));
@@ -334,27 +347,34 @@ impl Endpoint {
             spans: r.spans,
             ..Event::new(EventKind::Transfer, Status::Ok)
         };
-        match r.failure.take() {
-            None => {
-                let mut everybody: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
-                for (conn, consumers) in &r.courtesy {
-                    let op = self.fresh();
-                    self.send(*conn, r.done(op, *consumers));
-                    everybody.push(*conn);
-                }
-                for payload in r.notify {
-                    for conn in &everybody {
-                        self.send(*conn, Message::Notify(payload.clone()));
-                    }
-                }
-            }
-            Some(e) => {
-                let status = if r.quarantined { Status::Quarantined } else { e.status() };
-                (event.status, event.text) = (status, e.message().to_string());
-                self.remember_failed(id, &r);
+        if let Some(e) = r.failure.take() {
+            let status = if r.quarantined { Status::Quarantined } else { e.status() };
+            (event.status, event.text) = (status, e.message().to_string());
+            self.remember_failed(id, &r);
+            self.emit(event);
+            return r.untold.drain(..).for_each(|(conn, done)| self.send(conn, done));
+        }
+        // The engine first: it waits, the sources do not.
+        self.emit(event);
+        r.untold.drain(..).for_each(|(conn, done)| self.send(conn, done));
+        let mut everybody: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
+        for (conn, consumers) in &r.courtesy {
+            let op = self.fresh();
+            self.send(*conn, r.done(op, *consumers));
+            everybody.push(*conn);
+        }
+        for payload in r.notify {
+            for conn in &everybody {
+                self.send(*conn, Message::Notify(payload.clone()));
             }
         }
-        self.emit(event);
+    }
+
+    fn tell_sources(&mut self, id: Id) {
+        let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
+        for (conn, done) in std::mem::take(&mut r.untold) {
+            self.send(conn, done);
+        }
     }
 
     fn remember_failed(&mut self, id: Id, r: &ReadTransfer) {

@@ -9,7 +9,7 @@ use kvlink::layout::Layout;
 use kvlink::proto::{
     Action, Config, ConnId, Endpoint, Event, EventKind, Id, Identity, JobEnd, JobId, LinkInfo, Output,
 };
-use kvlink::wire::{FrameDecoder, Message, encode_frame};
+use kvlink::wire::{FrameDecoder, LeaseMark, Message, encode_frame};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,6 +45,8 @@ pub struct Node {
     /// Outputs are observed, nothing is delivered before this time (a stopped process).
     paused: Option<Instant>,
     silent: bool,
+    /// What peers that can peek see of its leases.
+    board: HashMap<u64, u64>,
     conns: HashMap<ConnId, (usize, usize)>,
     tokens: HashMap<u64, ConnId>,
 }
@@ -73,6 +75,9 @@ enum Item {
     JobEnd { job: Key, result: Result<(), Error> },
 }
 
+/// How much later than its timers and copies a process that goes on sees its connections.
+const DEAF: Duration = Duration::from_millis(1);
+
 type Key = (usize, JobId);
 /// Pipe, sending side, tag.
 type FlowKey = (usize, usize, u64);
@@ -86,6 +91,8 @@ struct Job {
     moved: u64,
     ending: bool,
     flow: Option<FlowKey>,
+    mark: Option<LeaseMark>,
+    held: bool,
 }
 
 #[derive(Default)]
@@ -99,16 +106,21 @@ struct Flow {
 /// What the engine of a process does when an event comes, before anything else happens.
 pub type Hook = Box<dyn FnMut(&mut Vec<Vec<u8>>, &Layout, usize, &Event)>;
 
+/// Whether a message may pass: (sender, receiver, message).
+pub type Filter = Box<dyn FnMut(usize, usize, &Message) -> bool>;
+
+/// Region and offset in the source, the same in the destination, bytes.
+type Piece = ((usize, usize), (usize, usize), usize);
+
 pub struct Sim {
     pub now: Instant,
-    pub start: Instant,
     pub rng: Rng,
     pub net: Net,
     pub config: Config,
     pub nodes: Vec<Node>,
     pub hook: Option<Hook>,
     /// Drops messages: (sender, receiver, message).
-    pub filter: Option<Box<dyn FnMut(usize, usize, &Message) -> bool>>,
+    pub filter: Option<Filter>,
     /// Every message, as sent.
     pub log: Vec<(usize, usize, Message)>,
     addresses: HashMap<String, usize>,
@@ -129,7 +141,6 @@ impl Sim {
         let now = Instant::now();
         Sim {
             now,
-            start: now,
             rng: Rng::new(seed),
             net: Net::default(),
             config: Config::default(),
@@ -171,6 +182,7 @@ impl Sim {
             links: 0,
             paused: None,
             silent: false,
+            board: HashMap::new(),
             conns: HashMap::new(),
             tokens: HashMap::new(),
         });
@@ -216,7 +228,9 @@ impl Sim {
 
     /// The process stops running for a while; its memory stays readable, its copies go on.
     pub fn pause(&mut self, node: usize, time: Duration) {
-        self.nodes[node].paused = Some(self.now + time);
+        let until = self.now + time;
+        let paused = &mut self.nodes[node].paused;
+        *paused = Some(paused.map_or(until, |p| p.max(until)));
     }
 
     /// Breaks the connection between two processes, as a network does: both sides notice later.
@@ -274,7 +288,7 @@ impl Sim {
         let Some((when, timer)) = self.due().filter(|(t, _)| *t <= end) else { return false };
         self.now = self.now.max(when);
         for n in &mut self.nodes {
-            n.paused = n.paused.filter(|p| *p > self.now);
+            n.paused = n.paused.filter(|p| *p + DEAF > self.now);
         }
         match timer {
             Some(node) => self.call(node, |e, now| {
@@ -282,8 +296,8 @@ impl Sim {
                 assert!(e.poll_timeout().is_none_or(|t| t > now), "a timer that is due stays due");
             }),
             None => {
-                let (_, item) = self.queue.pop_first().expect("an item is due");
-                self.handle(item);
+                let ((_, seq), item) = self.queue.pop_first().expect("an item is due");
+                self.handle(seq, item);
             }
         }
         true
@@ -314,11 +328,6 @@ impl Sim {
 
     pub fn event_of(&self, node: usize, id: Id) -> Option<&Event> {
         self.nodes[node].events.iter().map(|(_, e)| e).find(|e| e.id == id.0)
-    }
-
-    pub fn wait_event(&mut self, node: usize, id: Id, limit: Duration) -> Event {
-        self.until("an operation's event", limit, |s| s.event_of(node, id).is_some());
-        self.event_of(node, id).expect("it was waited for").clone()
     }
 
     pub fn sent(&self, f: impl Fn(&Message) -> bool) -> usize {
@@ -376,9 +385,11 @@ impl Sim {
                 n.tokens.insert(token, conn);
             }
             Output::Unlink { conn } => self.unlink(node, conn),
-            Output::Post { job, conn, action, spans, .. } => self.post(node, job, conn, action, spans),
+            Output::Post { job, conn, action, spans, mark, .. } => self.post(node, job, conn, action, spans, mark),
             Output::CancelJob { job, reason } => self.end_job((node, job), Err(error(reason, "cancelled")), true),
-            Output::Board { .. } => {}
+            Output::Board { offset, word } => {
+                n.board.insert(offset, word);
+            }
             Output::Event(e) => {
                 if let Some(hook) = &mut self.hook {
                     hook(&mut n.memory, &n.layout, node, &e);
@@ -426,12 +437,14 @@ impl Sim {
 
     // ---- what happens later ----
 
-    fn handle(&mut self, item: Item) {
+    fn handle(&mut self, seq: u64, item: Item) {
         if let Some(node) = self.concerns(&item) {
-            if let Some(until) = self.nodes[node].paused {
-                // Its copies have gone on: their ends are the first thing it sees.
-                let job = matches!(item, Item::JobEnd { .. });
-                return self.at(if job { until } else { until + Duration::from_millis(1) }, item);
+            // Its copies have gone on: after a pause, their ends are the first thing it sees.
+            let deaf = if matches!(item, Item::JobEnd { .. }) { Duration::ZERO } else { DEAF };
+            if let Some(until) = self.nodes[node].paused.map(|p| p + deaf).filter(|u| *u > self.now) {
+                // With its old number: what was sent first stays first.
+                self.queue.insert((until, seq), item);
+                return;
             }
         }
         match item {
@@ -478,7 +491,7 @@ impl Sim {
             }
             Item::JobEnd { job, result } => {
                 let Some(j) = self.jobs.remove(&job) else { return };
-                let end = JobEnd { result, bytes: j.moved, spans: j.spans, quiescent: true, held: false };
+                let end = JobEnd { result, bytes: j.moved, spans: j.spans, quiescent: true, held: j.held };
                 if self.alive(job.0) {
                     self.call(job.0, |e, now| e.handle_job(now, job.1, end));
                 }
@@ -549,11 +562,19 @@ impl Sim {
 
     // ---- jobs ----
 
-    fn post(&mut self, node: usize, id: JobId, conn: ConnId, action: Action, spans: Vec<kvlink::layout::Span>) {
+    fn post(
+        &mut self,
+        node: usize,
+        id: JobId,
+        conn: ConnId,
+        action: Action,
+        spans: Vec<kvlink::layout::Span>,
+        mark: Option<LeaseMark>,
+    ) {
         let pipe = self.nodes[node].conns.get(&conn).copied();
         let total = spans.iter().map(|s| s.len).sum();
         let key = (node, id);
-        let mut job = Job { pipe, conn, action, spans, total, moved: 0, ending: false, flow: None };
+        let mut job = Job { pipe, conn, action, spans, total, moved: 0, ending: false, flow: None, mark, held: false };
         let Some((pipe, side)) = pipe else {
             self.jobs.insert(key, job);
             return self.end_job(key, Err(error(Status::PeerDead, "no such link")), false);
@@ -588,6 +609,12 @@ impl Sim {
             return;
         }
         let (flow, action) = (job.flow, job.action);
+        if let (Some(mark), Some((pipe, side)), Ok(())) = (job.mark, job.pipe, &result) {
+            // Half of the time nobody looks: then the source must be asked.
+            let source = self.pipes[pipe].ends[1 - side].0;
+            let seen = self.nodes[source].board.get(&mark.offset) == Some(&mark.word);
+            job.held = seen && self.rng.chance(50);
+        }
         if let (Some(flow), Err(e), true) = (flow, &result, tell) {
             let delay = self.rng.below(self.net.latency.clone());
             let receiver = matches!(action, Action::Send { .. });
@@ -607,7 +634,7 @@ impl Sim {
     }
 
     /// Regions and offsets of `n` bytes of a job from `from` on: (source, destination, length).
-    fn pieces(job: &Job, from: u64, n: u64) -> Vec<((usize, usize), (usize, usize), usize)> {
+    fn pieces(job: &Job, from: u64, n: u64) -> Vec<Piece> {
         let (mut skip, mut left, mut out) = (from, n, Vec::new());
         for s in &job.spans {
             if skip >= s.len {
