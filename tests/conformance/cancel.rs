@@ -20,7 +20,7 @@ fn cancel(rank: &crate::rank::Rank, ids: &[Id]) {
 
 pub fn by_the_sink_of_reads(t: Transport) {
     let p = Pair::new(t);
-    let (offers, reads) = p.reads("r", MANY, None);
+    let (offers, reads) = p.reads("r", MANY);
     p.started();
     cancel(&p.sink, &reads);
     let ends = once_each(&p.sink, EventKind::Transfer, &reads, ENDS);
@@ -70,7 +70,7 @@ pub fn of_an_offer(t: Transport) {
     for round in 0..25 {
         p.source.store(0, 0, &good);
         p.sink.store(0, 0, &p.images.before);
-        let (offers, reads) = p.reads(&format!("r{round}-"), PIECES, None);
+        let (offers, reads) = p.reads(&format!("r{round}-"), PIECES);
         p.started();
         cancel(&p.source, &offers);
         once_each(&p.source, EventKind::Released, &offers, ENDS);

@@ -26,7 +26,7 @@ fn unmap(rank: &mut Rank) {
 
 pub fn at_the_sink_of_reads(t: Transport) {
     let mut p = Pair::new(t);
-    let (offers, reads) = p.reads("r", MANY, None);
+    let (offers, reads) = p.reads("r", MANY);
     p.started();
     p.sink.agent.deregister(0).unwrap();
     let then = p.sink.snapshot();
@@ -51,7 +51,7 @@ pub fn at_the_sink_of_reads(t: Transport) {
 
 pub fn at_the_source_of_reads(t: Transport) {
     let mut p = Pair::new(t);
-    let (offers, reads) = p.reads("r", PIECES, None);
+    let (offers, reads) = p.reads("r", PIECES);
     p.started();
     p.source.agent.deregister(0).unwrap();
     p.reuse_source();

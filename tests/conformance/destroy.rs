@@ -25,7 +25,7 @@ fn all(memory: &SharedMemory) -> Vec<u8> {
 
 pub fn the_sink_of_reads(t: Transport) {
     let p = Pair::new(t);
-    let (offers, _) = p.reads("r", MANY, None);
+    let (offers, _) = p.reads("r", MANY);
     p.started();
     let memory = destroy(p.sink);
     let then = all(&memory);
@@ -42,7 +42,7 @@ pub fn the_sink_of_reads(t: Transport) {
 
 pub fn the_source_of_reads(t: Transport) {
     let p = Pair::new(t);
-    let (_, reads) = p.reads("r", PIECES, None);
+    let (_, reads) = p.reads("r", PIECES);
     p.started();
     let Pair { source, sink, images, inbound, .. } = p;
     let memory = destroy(source);

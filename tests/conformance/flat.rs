@@ -99,14 +99,16 @@ pub fn tokens(ids: &[u32]) -> u64 {
     ids.len() as u64 * u64::from(BLOCK_TOKENS)
 }
 
-pub fn offer_for(rank: &Rank, request: &str, ids: &[u32], lease: Option<Duration>) -> (Id, Vec<u8>) {
+/// A lease may be so short that it ends before its ticket is asked for.
+pub fn offer_for(rank: &Rank, request: &str, ids: &[u32], lease: Option<Duration>) -> (Id, Option<Vec<u8>>) {
     let offer = Offer { request: request.into(), blocks: list(ids), tokens: tokens(ids), lease, user_data: 5 };
     let id = rank.agent.offer(offer).unwrap();
-    (id, rank.agent.ticket(id).unwrap())
+    (id, rank.agent.ticket(id).ok())
 }
 
 pub fn offer(rank: &Rank, request: &str, ids: &[u32]) -> (Id, Vec<u8>) {
-    offer_for(rank, request, ids, None)
+    let (id, ticket) = offer_for(rank, request, ids, None);
+    (id, ticket.unwrap())
 }
 
 pub fn read_args<'a>(peer: Id, ticket: &'a [u8], ids: &[u32], user_data: u64) -> ReadArgs<'a> {
@@ -162,9 +164,11 @@ pub fn still_works(flat: Flat, source: &Rank, sink: &Rank, peer: Id, request: &s
     let at = last as usize * flat.bytes as usize;
     let stamp: Vec<u8> = request.bytes().cycle().take(flat.bytes as usize).collect();
     source.store(0, at, &stamp);
-    let (_, ticket) = offer(source, request, &[last]);
+    let (lent, ticket) = offer(source, request, &[last]);
     let id = read(sink, peer, &ticket, &[last]);
     let e = sink.wait("a further read", |e| e.kind == EventKind::Transfer && e.id == id.0);
     assert_eq!((e.status, e.bytes), (Status::Ok, flat.bytes), "{}", e.text);
     assert_eq!(crate::rank::bytes(&sink.memory[0], at, flat.bytes as usize), stamp);
+    let e = source.wait("its release", |e| e.kind == EventKind::Released && e.id == lent.0);
+    assert_eq!(e.status, Status::Ok, "{}", e.text);
 }

@@ -80,7 +80,7 @@ pub fn garbage(t: Transport) {
     ] {
         let mut raw = Raw::connect(&address);
         raw.send_bytes(&bytes);
-        raw.refused("garbage");
+        raw.ended();
     }
     // Frames that are cut off, at every length.
     let whole = encode_frame(&Liar::new(t, 5).hello);
@@ -166,10 +166,13 @@ pub fn lies(t: Transport) {
         let op = 50 + i as u64;
         raw.send(&Message::Write(WriteRequest { op, request: name, range, blocks, last: true, aux: vec![] }));
         let answer = raw.until("the refusal", |m| matches!(m, Message::WriteDone { .. } | Message::WriteGo { .. }));
-        match answer {
-            Message::WriteDone { status, .. } => assert_ne!(status, 0, "write {i}"),
-            other => panic!("write {i}: {other:?}"),
-        }
+        // A range that is empty once it is cut to what is wanted moves nothing.
+        let nothing = match answer {
+            Message::WriteDone { status, bytes, .. } => status != 0 || bytes == 0,
+            Message::WriteGo { range, .. } => range.token_begin == range.token_end,
+            _ => false,
+        };
+        assert!(nothing, "write {i}");
         let _ = scene.victim.agent.cancel(accepted);
         assert_ne!(scene.victim.wait("its end", |e| e.id == accepted.0).status, Status::Ok);
     }

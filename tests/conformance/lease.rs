@@ -1,12 +1,12 @@
 //! Leases that end before the sink is done: stale bytes are never reported as success.
 
-use crate::flat::{BIG, still_works};
+use crate::flat::{BIG, offer_for, read, still_works};
 use crate::load::*;
 use crate::process::Child;
 use crate::rank::Rank;
 use crate::transport::Transport;
 use kvlink::error::Status;
-use kvlink::proto::EventKind;
+use kvlink::proto::{EventKind, Id};
 use std::time::Duration;
 
 /// The source writes over its blocks as soon as it has them back.
@@ -18,12 +18,20 @@ pub fn expires_while_the_source_reuses_its_blocks(t: Transport) {
         p.source.store(0, 0, &good);
         p.sink.store(0, 0, &p.images.before);
         let lease = Duration::from_micros(500 * (1 + round % 12));
-        let (offers, reads) = p.reads(&format!("r{round}-"), PIECES, Some(lease));
+        let (mut offers, mut reads, mut pieces) = (Vec::new(), Vec::new(), Vec::new());
+        for i in 0..PIECES {
+            let (id, ticket) = offer_for(&p.source, &format!("r{round}-{i}"), piece(&p.images.from, i), Some(lease));
+            offers.push(id);
+            if let Some(ticket) = ticket {
+                reads.push(read(&p.sink, p.inbound, &ticket, piece(&p.images.to, i)));
+                pieces.push(i);
+            }
+        }
         once_each(&p.source, EventKind::Released, &offers, &[Status::Ok, Status::LeaseExpired]);
         p.reuse_source();
         let ends = once_each(&p.sink, EventKind::Transfer, &reads, &[Status::Ok, Status::LeaseExpired]);
         let have = p.sink.snapshot();
-        for (i, e) in ends.iter().enumerate() {
+        for (i, e) in pieces.into_iter().zip(&ends) {
             match e.status {
                 Status::Ok => {
                     p.images.landed(&have[0], i);
@@ -51,14 +59,12 @@ pub fn expires_while_the_sink_stands_still(t: Transport) {
         BIG.fill(&source, 1);
         sink.ask("fill 2");
         let lease = Duration::from_millis(20 + 5 * round);
-        let mut offers = Vec::new();
-        let mut tickets = Vec::new();
-        for i in 0..PIECES {
-            let name = format!("r{round}-{i}");
-            let (id, ticket) = crate::flat::offer_for(&source, &name, piece(&images.from, i), Some(lease));
-            offers.push(id);
-            tickets.push(ticket);
-        }
+        let one = |i: usize| offer_for(&source, &format!("r{round}-{i}"), piece(&images.from, i), Some(lease));
+        let (offers, tickets): (Vec<Id>, Vec<Option<Vec<u8>>>) = (0..PIECES).map(one).unzip();
+        let Some(tickets) = tickets.into_iter().collect::<Option<Vec<_>>>() else {
+            once_each(&source, EventKind::Released, &offers, &[Status::LeaseExpired]);
+            continue;
+        };
         sink.ask(&format!("read 4 {}", crate::process::hex(&tickets)));
         sink.stop();
         once_each(&source, EventKind::Released, &offers, &[Status::Ok, Status::LeaseExpired]);

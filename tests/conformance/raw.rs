@@ -85,6 +85,11 @@ impl Raw {
         }
     }
 
+    /// It is closed.
+    pub fn ended(mut self) {
+        while self.next().is_some() {}
+    }
+
     /// It is refused, by name, and closed.
     pub fn refused(mut self, why: &str) {
         let mut refusal = None;
