@@ -1,7 +1,7 @@
 //! Cancelled in the middle: one event for each, and afterwards not a byte changes.
 
-use crate::flat::still_works;
 use crate::flat::BIG;
+use crate::flat::still_works;
 use crate::load::*;
 use crate::transport::Transport;
 use kvlink::error::Status;

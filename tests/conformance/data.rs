@@ -68,8 +68,7 @@ pub fn read(t: Transport, case: &Case) {
     let s = setup(t, case);
     let mut tickets = Vec::new();
     for (r, l) in s.src.iter().zip(&case.src_lists) {
-        let offer =
-            Offer { request: "r".into(), blocks: blocks(l), tokens: case.end, lease: None, user_data: 7 };
+        let offer = Offer { request: "r".into(), blocks: blocks(l), tokens: case.end, lease: None, user_data: 7 };
         tickets.push(r.agent.ticket(r.agent.offer(offer).unwrap()).unwrap());
     }
     let peers = connect(&s.dst, &s.src, Direction::Inbound);
@@ -122,7 +121,8 @@ pub fn write(t: Transport, case: &Case) {
                 let token_end = (token + CHUNK).min(case.end);
                 let layer_end = (layer + LAYERS).min(layers);
                 let last = (token_end, layer_end) == (case.end, layers);
-                let range = Range { token_begin: token, token_end, token_total: case.end, layer_begin: layer, layer_end };
+                let range =
+                    Range { token_begin: token, token_end, token_total: case.end, layer_begin: layer, layer_end };
                 let args = WriteArgs {
                     peer: *peer,
                     request: "r".into(),
@@ -304,4 +304,3 @@ pub fn random_cases(t: Transport) {
         done += 1;
     }
 }
-

@@ -57,7 +57,8 @@ pub fn at_the_source_of_reads(t: Transport) {
     p.reuse_source();
     once_each(&p.source, EventKind::Released, &offers, &[Status::Ok, Status::Cancelled]);
     unmap(&mut p.source);
-    let ends = once_each(&p.sink, EventKind::Transfer, &reads, &[Status::Ok, Status::LeaseExpired, Status::Incarnation]);
+    let ends =
+        once_each(&p.sink, EventKind::Transfer, &reads, &[Status::Ok, Status::LeaseExpired, Status::Incarnation]);
     let have = p.sink.snapshot();
     for (i, _) in ends.iter().enumerate().filter(|(_, e)| e.status == Status::Ok) {
         p.images.landed(&have[0], i);

@@ -113,16 +113,7 @@ pub fn offer(rank: &Rank, request: &str, ids: &[u32]) -> (Id, Vec<u8>) {
 
 pub fn read_args<'a>(peer: Id, ticket: &'a [u8], ids: &[u32], user_data: u64) -> ReadArgs<'a> {
     let blocks = list(ids);
-    ReadArgs {
-        peer,
-        ticket,
-        blocks,
-        token_begin: 0,
-        token_end: None,
-        layers: (0, u32::MAX),
-        timeout: None,
-        user_data,
-    }
+    ReadArgs { peer, ticket, blocks, token_begin: 0, token_end: None, layers: (0, u32::MAX), timeout: None, user_data }
 }
 
 pub fn read(rank: &Rank, peer: Id, ticket: &[u8], ids: &[u32]) -> Id {

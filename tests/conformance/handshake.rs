@@ -39,7 +39,11 @@ pub fn incompatible_layouts(t: Transport) {
     }
     let other = Rank::alone(t, "absent", SMALL.layout_of("indexer", DType::F32));
     let e = failed(&wide, &other, Direction::Inbound);
-    assert!(e.status == Status::Incompatible && e.text.contains("layer 0 kv") && e.text.contains("absent"), "{}", e.text);
+    assert!(
+        e.status == Status::Incompatible && e.text.contains("layer 0 kv") && e.text.contains("absent"),
+        "{}",
+        e.text
+    );
     both_still_work(t, &narrow, SMALL, &wide);
 }
 

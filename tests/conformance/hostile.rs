@@ -9,7 +9,9 @@ use crate::transport::Transport;
 use kvlink::agent::Require;
 use kvlink::error::Status;
 use kvlink::proto::{Direction, EventKind, Id};
-use kvlink::wire::{Blocks, Message, Preamble, Purpose, Range, ReadRequest, StreamKind, WriteRequest, encode_frame, limit};
+use kvlink::wire::{
+    Blocks, Message, Preamble, Purpose, Range, ReadRequest, StreamKind, WriteRequest, encode_frame, limit,
+};
 use std::io::Write;
 
 struct Scene {
@@ -205,7 +207,13 @@ pub fn lies(t: Transport) {
         Message::Done { op: 1, request: "kept".into(), round: 1, consumers: 0 },
         Message::Done { op: 1, request: "kept".into(), round: 1, consumers: 2 },
         Message::Done { op: 1, request: "kept".into(), round: 1, consumers: u32::MAX },
-        Message::Read(ReadRequest { op: u64::MAX, request: "kept".into(), round: 1, range: whole(n), blocks: blocks.clone() }),
+        Message::Read(ReadRequest {
+            op: u64::MAX,
+            request: "kept".into(),
+            round: 1,
+            range: whole(n),
+            blocks: blocks.clone(),
+        }),
     ] {
         let (mut raw, _) = liar.link(&address);
         raw.send(&m);

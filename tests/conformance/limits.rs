@@ -47,13 +47,8 @@ pub fn of_offers_and_accepts(t: Transport) {
     });
     for _ in 0..3 {
         let offers: Vec<Id> = (0..3).map(|i| offer(&rank, &format!("r{i}"), &[i]).0).collect();
-        let more = kvlink::proto::Offer {
-            request: "more".into(),
-            blocks: list(&[7]),
-            tokens: 16,
-            lease: None,
-            user_data: 0,
-        };
+        let more =
+            kvlink::proto::Offer { request: "more".into(), blocks: list(&[7]), tokens: 16, lease: None, user_data: 0 };
         limit(rank.agent.offer(more), "3");
         let accepts: Vec<Id> = (0..2).map(|i| accept(&rank, &format!("r{i}"), &[8 + i])).collect();
         limit(rank.agent.accept(accept_args("more", &[7])), "2");

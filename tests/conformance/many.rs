@@ -79,12 +79,9 @@ pub fn transfers_from_many_threads(t: Transport) {
         }
     });
     let total = (THREADS * EACH) as usize;
-    for (rank, kind) in [
-        (&b, EventKind::Transfer),
-        (&b, EventKind::Received),
-        (&a, EventKind::Transfer),
-        (&a, EventKind::Released),
-    ] {
+    for (rank, kind) in
+        [(&b, EventKind::Transfer), (&b, EventKind::Received), (&a, EventKind::Transfer), (&a, EventKind::Released)]
+    {
         let mut seen = HashSet::new();
         for _ in 0..total {
             let e = rank.good(kind);

@@ -39,11 +39,7 @@ impl Rank {
             .collect();
         let rank = Rank { agent, memory, transport: t, stash: Mutex::default() };
         for (i, m) in rank.memory.iter().enumerate() {
-            let m = if t.shareable {
-                Memory::shared(m.clone())
-            } else {
-                Memory::new(m.addr(), m.len()).unwrap()
-            };
+            let m = if t.shareable { Memory::shared(m.clone()) } else { Memory::new(m.addr(), m.len()).unwrap() };
             rank.agent.register(i as u32, m).unwrap();
         }
         rank
