@@ -46,6 +46,8 @@ pub(super) struct Reactor {
     board: Arc<SharedMemory>,
     connect_timeout: Duration,
     max_events: usize,
+    /// Notifications that are on their way to the queue.
+    untold: usize,
     address: String,
     buffer: Vec<u8>,
     outputs: Vec<Output>,
@@ -92,6 +94,7 @@ impl Reactor {
             board,
             connect_timeout: config.endpoint.handshake_timeout,
             max_events: config.max_events,
+            untold: 0,
             address,
             buffer: vec![0; 64 << 10],
             outputs: Vec::new(),
@@ -191,6 +194,7 @@ impl Reactor {
             }
             if outputs.is_empty() {
                 self.outputs = outputs;
+                self.untold = 0;
                 return worked;
             }
             worked = true;
@@ -325,11 +329,13 @@ impl Reactor {
         let now = Instant::now();
         let mut endpoint = self.shared.endpoint.lock();
         for m in messages {
-            if matches!(m, Message::Notify(_)) && self.shared.queue.len() >= self.max_events {
+            let notification = matches!(m, Message::Notify(_));
+            if notification && self.shared.queue.len() + self.untold >= self.max_events {
                 let text = format!("{} events wait for the engine, no more notifications are taken", self.max_events);
                 result = Err(Error::new(Status::Limit, text));
                 break;
             }
+            self.untold += usize::from(notification);
             endpoint.handle_message(now, conn, m);
         }
         drop(endpoint);
@@ -365,8 +371,13 @@ impl Reactor {
         loop {
             match self.listener.accept() {
                 Ok((stream, _)) => {
-                    if self.visitors.len() >= MAX_VISITORS || stream.set_nonblocking(true).is_err() {
+                    if stream.set_nonblocking(true).is_err() {
                         continue;
+                    }
+                    if self.visitors.len() >= MAX_VISITORS {
+                        // The one that has been silent longest: who means it speaks at once.
+                        let oldest = self.visitors.iter().min_by_key(|(_, v)| v.since).map(|(k, _)| *k);
+                        oldest.and_then(|k| self.forget_visitor(k));
                     }
                     let key = self.key(Who::Visitor);
                     if self.poller.add(&stream, key, Interest { read: true, write: false }).is_ok() {

@@ -123,7 +123,7 @@ fn tensor_hash(t: &Tensor) -> u64 {
     t.role.bytes().fold(mix(u64::from(t.layer) + 77), |h, b| mix(h ^ u64::from(b)))
 }
 
-fn poison(layout: &Layout, seed: u64) -> Memory {
+pub fn poison(layout: &Layout, seed: u64) -> Memory {
     let mut at = mix(seed);
     let mut region = |len: u64| {
         let mut bytes = vec![0u8; len as usize];
@@ -172,7 +172,7 @@ fn common(case: &Case, t: &Tensor) -> Vec<u64> {
 }
 
 /// What the destination must hold afterwards, and how many bytes of it are written.
-fn expected(case: &Case, rank: usize, before: &Memory) -> Result<(Memory, u64), String> {
+pub fn expected(case: &Case, rank: usize, before: &Memory) -> Result<(Memory, u64), String> {
     let (layout, lists) = (&case.dst[rank], &case.dst_lists[rank]);
     let mut memory = before.clone();
     let mut written: Vec<Vec<bool>> = memory.iter().map(|r| vec![false; r.len()]).collect();
@@ -279,7 +279,7 @@ pub fn copy(src: &Memory, dst: &mut Memory, spans: &[Span]) -> Result<(), String
     Ok(())
 }
 
-fn compare(case: &Case, rank: usize, have: &Memory, want: &Memory) -> Result<(), String> {
+pub fn compare(case: &Case, rank: usize, have: &Memory, want: &Memory) -> Result<(), String> {
     for (r, (h, w)) in have.iter().zip(want).enumerate() {
         if let Some(at) = h.iter().zip(w).position(|(a, b)| a != b) {
             let wrong = h.iter().zip(w).filter(|(a, b)| a != b).count();
