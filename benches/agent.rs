@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 const BLOCK: u32 = 16 << 10;
 const REQUESTS: usize = 4000;
+/// Blocks in use: after the first rounds their pages are mapped, as an engine's are.
+const WARM: usize = 64;
 
 fn layout() -> Arc<Layout> {
     let blocks = 4096;
@@ -60,7 +62,7 @@ fn source(way: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", agent.address()).unwrap();
     for i in 0..REQUESTS {
-        let blocks = vec![Blocks { first: 0, ids: vec![(i % 4096) as u32] }];
+        let blocks = vec![Blocks { first: 0, ids: vec![(i % WARM) as u32] }];
         let offer = Offer { request: format!("r{i}"), blocks, tokens: 16, lease: None, user_data: 0 };
         let id = agent.offer(offer).unwrap();
         let hex: String = agent.ticket(id).unwrap().iter().map(|b| format!("{b:02x}")).collect();
@@ -101,7 +103,7 @@ fn sink(way: &str) {
             break;
         }
     }
-    let (mut polled, mut waited) = (Vec::new(), Vec::new());
+    let (mut calls, mut polled, mut waited) = (Vec::new(), Vec::new(), Vec::new());
     for (i, ticket) in tickets.iter().enumerate() {
         let spin = i < REQUESTS / 2;
         if !spin && i % 8 == 0 {
@@ -109,7 +111,7 @@ fn sink(way: &str) {
             std::thread::sleep(Duration::from_micros(500));
         }
         let begin = Instant::now();
-        let blocks = vec![Blocks { first: 0, ids: vec![(i % 4096) as u32] }];
+        let blocks = vec![Blocks { first: 0, ids: vec![(i % WARM) as u32] }];
         let args = ReadArgs {
             peer,
             ticket,
@@ -121,11 +123,12 @@ fn sink(way: &str) {
             user_data: 0,
         };
         agent.read(args).unwrap();
+        calls.push(begin.elapsed().as_secs_f64() * 1e6);
         let event = loop {
             if !spin {
                 poll(&mut [PollFd::new(&agent.events().fd(), PollFlags::IN)], None).unwrap();
             }
-            if let Some(e) = agent.events().poll(1, Some(Duration::ZERO)).pop() {
+            if let Some(e) = agent.poll(1, Some(Duration::ZERO)).pop() {
                 break e;
             }
         };
@@ -133,6 +136,8 @@ fn sink(way: &str) {
         assert_eq!(event.status, Status::Ok, "{}", event.text);
         if spin { &mut polled } else { &mut waited }.push(time);
     }
+    let (p50, p99) = (percentile(calls.clone(), 0.5), percentile(calls, 0.99));
+    println!("{way:>4}: the call itself               p50 {p50:7.1} us   p99 {p99:7.1} us");
     let (p50, p99) = (percentile(polled.clone(), 0.5), percentile(polled, 0.99));
     println!("{way:>4}: 16 KiB read, polling         p50 {p50:7.1} us   p99 {p99:7.1} us");
     let (p50, p99) = (percentile(waited.clone(), 0.5), percentile(waited, 0.99));

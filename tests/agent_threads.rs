@@ -24,8 +24,7 @@ struct Side {
 
 fn layout() -> Arc<Layout> {
     let cache = Cache::Record { role: "mla".into(), element: Element::of(DType::Bf16), elements: 64 };
-    let model =
-        Model { name: "m".into(), num_layers: 2, caches: vec![Layers { layers: vec![0, 1], cache }] };
+    let model = Model { name: "m".into(), num_layers: 2, caches: vec![Layers { layers: vec![0, 1], cache }] };
     let place = Placement { block_tokens: 4, num_blocks: 64, ..Placement::default() };
     Arc::new(Layout::new(model.describe(&place).unwrap()).unwrap())
 }
@@ -39,7 +38,8 @@ fn start(name: &str, way: &str) -> Side {
     config.endpoint.transfer_timeout = Duration::from_secs(3);
     let agent = Agent::new(config, layout.clone()).unwrap();
     let memory = Arc::new(SharedMemory::allocate(layout.regions()[0].len as usize).unwrap());
-    let m = if way == "shm" { Memory::shared(memory.clone()) } else { Memory::new(memory.addr(), memory.len()).unwrap() };
+    let m =
+        if way == "shm" { Memory::shared(memory.clone()) } else { Memory::new(memory.addr(), memory.len()).unwrap() };
     agent.register(0, m).unwrap();
     assert_eq!(next(&agent, EventKind::Ready).status, Status::Ok);
     Side { agent, _memory: memory }
@@ -139,8 +139,7 @@ fn drain(agent: &Agent, want: [(EventKind, u64); 2]) {
 
 fn several_threads(way: &str) {
     let (source, sink) = (start("source", way), start("sink", way));
-    let (peer, to_sink) =
-        (connect(&sink, &source, Direction::Inbound), connect(&source, &sink, Direction::Outbound));
+    let (peer, to_sink) = (connect(&sink, &source, Direction::Inbound), connect(&source, &sink, Direction::Outbound));
     let (source, sink) = (&source.agent, &sink.agent);
     let all = THREADS * ROUNDS;
     thread::scope(|s| {

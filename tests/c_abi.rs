@@ -185,7 +185,11 @@ fn exported(kind: &str) -> BTreeSet<String> {
 fn the_library_exports_the_functions_of_the_header_and_nothing_else() {
     let list = std::fs::read_to_string(root().join("abi/kvlink.symbols")).unwrap();
     let listed: BTreeSet<String> = list.lines().map(ToString::to_string).collect();
-    assert_eq!(listed.iter().cloned().collect::<Vec<_>>(), list.lines().collect::<Vec<_>>(), "abi/kvlink.symbols is sorted");
+    assert_eq!(
+        listed.iter().cloned().collect::<Vec<_>>(),
+        list.lines().collect::<Vec<_>>(),
+        "abi/kvlink.symbols is sorted"
+    );
     assert_eq!(declared(), listed, "header and abi/kvlink.symbols");
     assert_eq!(exported("default"), listed, "library and abi/kvlink.symbols");
 }

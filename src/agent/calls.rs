@@ -29,7 +29,7 @@ impl Shared {
 }
 
 /// A call that panicked has left the endpoint in a state that nobody knows: the agent ends.
-struct PoisonOnUnwind<'a>(&'a Shared);
+pub(super) struct PoisonOnUnwind<'a>(pub &'a Shared);
 
 impl Drop for PoisonOnUnwind<'_> {
     fn drop(&mut self) {

@@ -7,6 +7,7 @@
 mod address;
 mod calls;
 mod config;
+mod driver;
 mod net;
 mod parked;
 mod queue;
@@ -20,15 +21,18 @@ pub use queue::EventQueue;
 use crate::error::{Error, Result, Status};
 use crate::layout::Layout;
 use crate::memory::Memory;
-use crate::proto::{Endpoint, Identity};
+use crate::proto::{Endpoint, Event, Identity};
 use crate::transport::Poller;
+use driver::Driver;
 use net::Inbox;
 use parking_lot::{Condvar, Mutex};
+use reactor::Reactor;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// What callers and the reactor share.
 pub(crate) struct Shared {
@@ -43,8 +47,10 @@ pub(crate) struct Shared {
     wake: OwnedFd,
     /// A caller left something for the reactor.
     pending: AtomicBool,
-    /// The reactor is, or is about to be, asleep: a wake-up needs a system call.
+    /// The reactor's thread is, or is about to be, asleep: a wake-up needs a system call.
     asleep: AtomicBool,
+    /// An engine's thread has driven the reactor lately.
+    driven: AtomicBool,
 }
 
 /// Counters since the agent's start.
@@ -79,6 +85,11 @@ impl Shared {
         }
     }
 
+    /// What woke the reactor's thread has been heard.
+    fn drain_wake(&self) {
+        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+    }
+
     fn alive(&self) -> Result<()> {
         if self.stop.load(Ordering::Acquire) {
             return Err(Error::new(Status::BadHandle, "the agent was destroyed"));
@@ -98,7 +109,9 @@ pub struct Agent {
     regions: Mutex<Regions>,
     address: String,
     process: u32,
-    reactor: Mutex<Option<JoinHandle<()>>>,
+    poller: Arc<Poller>,
+    reactor: Arc<Mutex<Reactor>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Regions {
@@ -141,12 +154,14 @@ impl Agent {
             wake,
             pending: AtomicBool::new(true),
             asleep: AtomicBool::new(false),
+            driven: AtomicBool::new(false),
         });
-        let wake = shared.wake.try_clone().map_err(|e| Error::new(Status::System, format!("dup: {e}")))?;
-        let reactor = reactor::Reactor::new(shared.clone(), poller, listener, wake, transports, &config)?;
-        let handle = std::thread::Builder::new()
+        let reactor = Reactor::new(shared.clone(), poller.clone(), listener, transports, &config)?;
+        let reactor = Arc::new(Mutex::new(reactor));
+        let (s, p, r) = (shared.clone(), poller.clone(), reactor.clone());
+        let thread = std::thread::Builder::new()
             .name(format!("kvlink-{}", config.rank))
-            .spawn(move || reactor.run())
+            .spawn(move || Driver { shared: &s, poller: &p, reactor: &r }.run())
             .map_err(|e| Error::new(Status::System, format!("starting the reactor thread: {e}")))?;
         let memory = vec![None; layout.regions().len()];
         Ok(Agent {
@@ -155,7 +170,9 @@ impl Agent {
             regions: Mutex::new(Regions { memory, bound: false, closed: false }),
             address,
             process: std::process::id(),
-            reactor: Mutex::new(Some(handle)),
+            poller,
+            reactor,
+            thread: Mutex::new(Some(thread)),
         })
     }
 
@@ -167,6 +184,15 @@ impl Agent {
     /// The layout it was made with.
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
+    }
+
+    /// Takes up to `max` events, oldest first; waits for the first at most `timeout` (`None`: until the agent stops). A
+    /// caller that finds none lends the reactor a hand first.
+    pub fn poll(&self, max: usize, timeout: Option<Duration>) -> Vec<Event> {
+        if self.shared.queue.is_empty() && self.check().is_ok() {
+            Driver { shared: &self.shared, poller: &self.poller, reactor: &self.reactor }.lend_a_hand();
+        }
+        self.shared.queue.poll(max, timeout)
     }
 
     /// The queue of events.
@@ -194,7 +220,7 @@ impl Agent {
         }
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake();
-        if let Some(handle) = self.reactor.lock().take() {
+        if let Some(handle) = self.thread.lock().take() {
             let _ = handle.join();
         }
         self.shared.queue.close();

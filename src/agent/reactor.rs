@@ -1,4 +1,5 @@
-//! The reactor: one thread that carries out what the endpoint wants, and tells it what happened.
+//! The reactor: carries out what the endpoint wants, and tells it what happened. One thread at a time drives it
+//! (`driver.rs`).
 
 use super::config::AgentConfig;
 use super::net::{Connected, Order};
@@ -13,26 +14,21 @@ use crate::wire::{BOARD_BYTES, BOARD_REGION, Message, Preamble, StreamKind};
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Bytes that transports move before sockets and timers are looked at again.
-const SLICE: u64 = 1 << 20;
+pub(super) const SLICE: u64 = 1 << 20;
 /// Accepted connections that have not introduced themselves.
 const MAX_VISITORS: usize = 256;
 /// Time they have for it.
 const VISITOR_TIME: Duration = Duration::from_secs(10);
-/// How long the reactor keeps looking after a call before it sleeps: the next call of a busy engine is met awake.
-const LINGER: Duration = Duration::from_micros(50);
-
 pub(super) struct Reactor {
     shared: Arc<Shared>,
     poller: Arc<Poller>,
     listener: TcpListener,
-    wake: OwnedFd,
     transports: Transports,
     sockets: HashMap<ConnId, Socket>,
     keys: HashMap<u64, Who>,
@@ -52,12 +48,23 @@ pub(super) struct Reactor {
     buffer: Vec<u8>,
     outputs: Vec<Output>,
     done: Vec<Done>,
+    /// Messages that events overtake.
+    held: Vec<(ConnId, Message)>,
+    told: bool,
+    more: bool,
+    due: Option<Instant>,
+}
+
+/// Whether an engine waits for the end of the turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Haste {
+    Yes,
+    No,
 }
 
 #[derive(Clone, Copy)]
 enum Who {
     Listener,
-    Wake,
     Socket(ConnId),
     Visitor,
 }
@@ -67,7 +74,6 @@ impl Reactor {
         shared: Arc<Shared>,
         poller: Arc<Poller>,
         listener: TcpListener,
-        wake: OwnedFd,
         mut transports: Transports,
         config: &AgentConfig,
     ) -> Result<Reactor> {
@@ -76,16 +82,15 @@ impl Reactor {
         let base = transports.keys();
         let only_read = Interest { read: true, write: false };
         poller.add(&listener, base, only_read)?;
-        poller.add(&wake, base + 1, only_read)?;
+        poller.add(&shared.wake, base + 1, only_read)?;
         let address = address::published(&listener, config)?;
         Ok(Reactor {
             shared,
             poller,
             listener,
-            wake,
             transports,
             sockets: HashMap::new(),
-            keys: HashMap::from([(base, Who::Listener), (base + 1, Who::Wake)]),
+            keys: HashMap::from([(base, Who::Listener)]),
             next_key: base + 2,
             visitors: HashMap::new(),
             tokens: HashMap::new(),
@@ -99,88 +104,65 @@ impl Reactor {
             buffer: vec![0; 64 << 10],
             outputs: Vec::new(),
             done: Vec::new(),
+            held: Vec::new(),
+            told: false,
+            more: false,
+            due: None,
         })
     }
 
-    /// Runs until the agent is dropped. A panic poisons the agent instead of ending the process.
-    pub fn run(mut self) {
-        let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
-        let error = match result {
-            Ok(Ok(())) => None,
-            Ok(Err(e)) => Some(e),
-            Err(panic) => {
-                let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
-                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-                Some(Error::new(Status::Internal, text.unwrap_or_else(|| "panic".into())))
+    /// One turn: what is ready, what callers left, timers, and a slice of the data.
+    ///
+    /// With `haste`, messages that an event has overtaken are left to the next turn: sending wakes the other side, which
+    /// takes longer than a small transfer, and the engine waits for its event.
+    pub fn turn(&mut self, ready: &[Ready], budget: u64, haste: Haste) -> Result<()> {
+        self.on_ready(ready);
+        let called = self.shared.pending.swap(false, Ordering::SeqCst);
+        if called {
+            self.take_inbox();
+        }
+        let now = Instant::now();
+        if called || self.more || !ready.is_empty() || self.due.is_some_and(|at| at <= now) {
+            self.told = false;
+            self.pump(haste);
+            self.more = self.move_data(ready, budget)?;
+            // What follows from ended jobs may have to be moved, or reported by the transports.
+            self.more |= self.pump(haste);
+            if !self.told || haste == Haste::No {
+                self.send_held();
             }
-        };
+            self.more |= !self.held.is_empty();
+            let timer = self.shared.endpoint.lock().poll_timeout();
+            let visitors = (!self.visitors.is_empty()).then(|| now + VISITOR_TIME);
+            self.due = [timer, visitors].into_iter().flatten().min();
+        }
+        Ok(())
+    }
+
+    /// It would go on at once.
+    pub fn has_more(&self) -> bool {
+        self.more
+    }
+
+    /// When it has to go on at the latest.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Ends everything: afterwards nothing touches registered memory, and peers see the end of their connections. Closing
+    /// alone is not enough for that: a forked child has copies of the descriptors.
+    pub fn hang_up(&mut self) {
         if std::panic::catch_unwind(AssertUnwindSafe(|| self.transports.disconnect_all())).is_err() {
             log::error!("kvlink: closing the transports panicked");
         }
-        self.hang_up();
-        if let Some(e) = error {
-            self.shared.poisoned.store(true, Ordering::Release);
-            let text = format!("the agent stopped: {}", e.message());
-            self.shared.queue.push(Event { text, ..Event::new(EventKind::AgentFailed, e.status()) });
-            let inbox = self.shared.inbox.lock();
-            self.shared.answered.notify_all();
-            drop(inbox);
-        }
-    }
-
-    /// Closes what peers are connected to. Closing alone does not: a forked child has copies of the descriptors.
-    fn hang_up(&mut self) {
         for (_, socket) in self.sockets.drain() {
             socket.close(&self.poller);
         }
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
     }
 
-    fn serve(&mut self) -> Result<()> {
-        let mut ready: Vec<Ready> = Vec::new();
-        let mut linger = Instant::now();
-        let mut due: Option<Instant> = None;
-        let mut more = false;
-        loop {
-            if self.shared.stop.load(Ordering::Acquire) {
-                return Ok(());
-            }
-            if self.shared.poisoned.load(Ordering::Acquire) {
-                return Err(Error::new(Status::Internal, "a call panicked"));
-            }
-            let now = Instant::now();
-            let called = self.shared.pending.swap(false, Ordering::SeqCst);
-            if called {
-                linger = now + LINGER;
-                self.take_inbox();
-            }
-            if called || more || !ready.is_empty() || due.is_some_and(|at| at <= now) {
-                self.pump();
-                more = self.move_data(&ready)?;
-                // What follows from ended jobs may have to be moved, or reported by the transports.
-                more |= self.pump();
-                due = self.shared.endpoint.lock().poll_timeout();
-            }
-            let timeout = if more || now < linger { Some(Duration::ZERO) } else { self.sleep(now, due) };
-            self.poller.wait(timeout, &mut ready)?;
-            self.shared.asleep.store(false, Ordering::SeqCst);
-            self.on_ready(&ready);
-        }
-    }
-
-    /// Announces the sleep, and says how long: not at all while something may have come since we looked.
-    fn sleep(&mut self, now: Instant, due: Option<Instant>) -> Option<Duration> {
-        self.shared.asleep.store(true, Ordering::SeqCst);
-        if self.shared.pending.load(Ordering::SeqCst) {
-            return Some(Duration::ZERO);
-        }
-        let visitors = (!self.visitors.is_empty()).then_some(VISITOR_TIME);
-        let timer = due.map(|at| at.saturating_duration_since(now));
-        [visitors, timer].into_iter().flatten().min()
-    }
-
     /// Timers, then outputs until there are none; returns whether there were any.
-    fn pump(&mut self) -> bool {
+    fn pump(&mut self, haste: Haste) -> bool {
         let mut worked = false;
         let now = Instant::now();
         self.shared.endpoint.lock().handle_timeout(now);
@@ -199,9 +181,28 @@ impl Reactor {
             }
             worked = true;
             for o in outputs.drain(..) {
-                self.carry_out(o);
+                match o {
+                    Output::Send { conn, message } if haste == Haste::Yes || !self.held.is_empty() => {
+                        self.held.push((conn, message));
+                    }
+                    // These may overtake messages; anything else keeps its place behind them.
+                    Output::Post { .. } | Output::Board { .. } | Output::Event(_) => self.carry_out(o),
+                    o => {
+                        self.send_held();
+                        self.carry_out(o);
+                    }
+                }
             }
             self.outputs = outputs;
+            if haste == Haste::No {
+                self.send_held();
+            }
+        }
+    }
+
+    fn send_held(&mut self) {
+        for (conn, message) in std::mem::take(&mut self.held) {
+            self.carry_out(Output::Send { conn, message });
         }
     }
 
@@ -257,6 +258,7 @@ impl Reactor {
     }
 
     fn tell(&mut self, e: Event) {
+        self.told = true;
         use EventKind::{Handshake, Received, Transfer};
         let stats = &self.shared.stats;
         match (e.kind, e.status) {
@@ -274,9 +276,9 @@ impl Reactor {
     }
 
     /// Lets the transports work for a slice; returns whether they would go on.
-    fn move_data(&mut self, ready: &[Ready]) -> Result<bool> {
+    fn move_data(&mut self, ready: &[Ready], budget: u64) -> Result<bool> {
         let mut done = std::mem::take(&mut self.done);
-        let more = self.transports.progress(ready, SLICE, &mut done);
+        let more = self.transports.progress(ready, budget, &mut done);
         let now = Instant::now();
         if !done.is_empty() {
             let mut endpoint = self.shared.endpoint.lock();
@@ -296,9 +298,6 @@ impl Reactor {
         for r in ready {
             match self.keys.get(&r.key).copied() {
                 Some(Who::Listener) => self.accept(),
-                Some(Who::Wake) => {
-                    let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
-                }
                 Some(Who::Socket(conn)) => self.serve_socket(conn, *r),
                 Some(Who::Visitor) => self.serve_visitor(r.key),
                 None => {}
@@ -341,7 +340,7 @@ impl Reactor {
         drop(endpoint);
         if let Err(e) = result {
             // What came before the end still counts; its answers may not reach anybody.
-            self.pump();
+            self.pump(Haste::No);
             self.lose(conn, e);
         }
     }
@@ -516,10 +515,10 @@ impl Reactor {
             }
             Order::Deregister { region } => {
                 self.shared.endpoint.lock().close(now, Error::new(Status::Cancelled, "a region was deregistered"));
-                self.pump();
+                self.pump(Haste::No);
                 self.transports.deregister(region)?;
-                self.move_data(&[])?;
-                self.pump();
+                self.move_data(&[], SLICE)?;
+                self.pump(Haste::No);
                 Ok(())
             }
             #[cfg(feature = "test-hooks")]

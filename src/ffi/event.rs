@@ -86,7 +86,7 @@ pub unsafe extern "C" fn kvlink_poll(
             n if n >= 0 => Some(Duration::from_millis(n as u64)),
             n => return Err(Error::new(Status::InvalidArgument, format!("timeout_ms is {n}"))),
         };
-        let mut taken = handle.agent.events().poll(cap, timeout);
+        let mut taken = handle.agent.poll(cap, timeout);
         for (i, e) in taken.iter_mut().enumerate() {
             if e.payload.is_empty() && !e.text.is_empty() {
                 e.payload = std::mem::take(&mut e.text).into_bytes();

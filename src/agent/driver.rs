@@ -1,0 +1,117 @@
+//! Who drives the reactor: a thread of its own, and an engine's thread that polls without waiting.
+//!
+//! Waking a sleeping thread takes tens of microseconds on a virtual machine; an engine that polls in a loop is awake anyway,
+//! and carries its small transfers through by itself.
+
+use super::Shared;
+use super::calls::PoisonOnUnwind;
+use super::reactor::{Haste, Reactor, SLICE};
+use crate::error::{Error, Result, Status};
+use crate::proto::{Event, EventKind};
+use crate::transport::{Poller, Ready};
+use parking_lot::Mutex;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long the thread keeps looking after a call before it sleeps: the next call of a busy engine is met awake.
+const LINGER: Duration = Duration::from_micros(50);
+/// How long the thread leaves the work to an engine that polls before it looks again.
+const NAP: Duration = Duration::from_millis(1);
+/// Bytes that an engine's thread moves in one poll at most.
+const POLL_SLICE: u64 = 128 << 10;
+
+pub(super) struct Driver<'a> {
+    pub shared: &'a Shared,
+    pub poller: &'a Poller,
+    pub reactor: &'a Mutex<Reactor>,
+}
+
+impl Driver<'_> {
+    /// The thread: runs until the agent is stopped. A panic poisons the agent instead of ending the process.
+    pub fn run(&self) {
+        let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let error = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(e)) => Some(e),
+            Err(panic) => {
+                let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
+                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+                Some(Error::new(Status::Internal, text.unwrap_or_else(|| "panic".into())))
+            }
+        };
+        self.reactor.lock().hang_up();
+        if let Some(e) = error {
+            self.shared.poisoned.store(true, Ordering::Release);
+            let text = format!("the agent stopped: {}", e.message());
+            self.shared.queue.push(Event { text, ..Event::new(EventKind::AgentFailed, e.status()) });
+            let inbox = self.shared.inbox.lock();
+            self.shared.answered.notify_all();
+            drop(inbox);
+        }
+    }
+
+    fn serve(&self) -> Result<()> {
+        let mut ready: Vec<Ready> = Vec::new();
+        let mut linger = Instant::now();
+        loop {
+            if self.shared.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            if self.shared.poisoned.load(Ordering::Acquire) {
+                return Err(Error::new(Status::Internal, "a call panicked"));
+            }
+            let now = Instant::now();
+            let driven = self.shared.driven.swap(false, Ordering::SeqCst);
+            if self.shared.pending.load(Ordering::SeqCst) && !driven {
+                linger = now + LINGER;
+            }
+            let mut reactor = self.reactor.lock();
+            reactor.turn(&ready, SLICE, Haste::No)?;
+            let (more, due) = (reactor.has_more(), reactor.due());
+            drop(reactor);
+            let timeout = match () {
+                _ if more || now < linger => Some(Duration::ZERO),
+                // The engine looks itself: nobody has to wake us, what it leaves can wait that long.
+                _ if driven => Some(NAP),
+                _ => self.sleep(now, due),
+            };
+            self.poller.wait(timeout, &mut ready)?;
+            self.shared.asleep.store(false, Ordering::SeqCst);
+            self.shared.drain_wake();
+        }
+    }
+
+    /// Announces the sleep, and says how long: not at all while something may have come since we looked.
+    fn sleep(&self, now: Instant, due: Option<Instant>) -> Option<Duration> {
+        self.shared.asleep.store(true, Ordering::SeqCst);
+        if self.shared.pending.load(Ordering::SeqCst) {
+            return Some(Duration::ZERO);
+        }
+        due.map(|at| at.saturating_duration_since(now))
+    }
+
+    /// One turn on the caller's thread, unless somebody else is at it.
+    pub fn lend_a_hand(&self) {
+        let Some(mut reactor) = self.reactor.try_lock() else { return };
+        if self.shared.stop.load(Ordering::Acquire) || self.shared.poisoned.load(Ordering::Acquire) {
+            return;
+        }
+        self.shared.driven.store(true, Ordering::SeqCst);
+        let poison = PoisonOnUnwind(self.shared);
+        let before = reactor.due();
+        let mut ready = Vec::new();
+        let turned = self
+            .poller
+            .wait(Some(Duration::ZERO), &mut ready)
+            .and_then(|()| reactor.turn(&ready, POLL_SLICE, Haste::Yes));
+        if turned.is_ok() {
+            std::mem::forget(poison);
+        }
+        // The thread sleeps until a time that may have become too late, and does not know what is left.
+        let sooner = reactor.due().is_some_and(|at| before.is_none_or(|b| at < b));
+        if reactor.has_more() || sooner {
+            self.shared.wake();
+        }
+    }
+}
