@@ -35,6 +35,8 @@ fn start(name: &str, way: &str) -> Side {
     let mut config = AgentConfig::new(name, 0, 1);
     config.require = Require::Named(format!("host/{way}"));
     (config.host.shm, config.host.cma) = (way == "shm", way != "tcp");
+    // A write whose accept was cancelled before it came waits for another one this long.
+    config.endpoint.transfer_timeout = Duration::from_secs(3);
     let agent = Agent::new(config, layout.clone()).unwrap();
     let memory = Arc::new(SharedMemory::allocate(layout.regions()[0].len as usize).unwrap());
     let m = if way == "shm" { Memory::shared(memory.clone()) } else { Memory::new(memory.addr(), memory.len()).unwrap() };

@@ -52,8 +52,7 @@ struct Program {
 
 impl Program {
     fn start(path: &Path, args: &[&str]) -> Program {
-        let mut child =
-            Command::new(path).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new(path).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
         Program { child, input, output }
     }

@@ -117,7 +117,10 @@ fn receive(mut socket: TcpStream, spans: &[Span], to: &[Mapping]) -> std::io::Re
                 let addr = to[s.dst_region as usize].addr();
                 // SAFETY: as above; the pieces of a list do not overlap, since a plan writes every byte once.
                 IoSliceMut::new(unsafe {
-                    std::slice::from_raw_parts_mut(addr.add((s.dst_offset + within) as usize), (s.len - within) as usize)
+                    std::slice::from_raw_parts_mut(
+                        addr.add((s.dst_offset + within) as usize),
+                        (s.len - within) as usize,
+                    )
                 })
             })
             .collect();

@@ -32,8 +32,10 @@ impl Mapping {
     fn of_process(pid: u32, addr: u64, len: usize) -> Result<Mapping, String> {
         let fail = |what: &str| format!("memory of process {pid}: {what}");
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).map_err(|e| fail(&e.to_string()))?;
-        let line = maps.lines().find(|l| l.starts_with(&format!("{addr:x}-")) || l.starts_with(&format!("{addr:08x}-")));
-        let inode: u64 = line.and_then(|l| l.split_whitespace().nth(4)?.parse().ok()).ok_or_else(|| fail("not mapped"))?;
+        let line =
+            maps.lines().find(|l| l.starts_with(&format!("{addr:x}-")) || l.starts_with(&format!("{addr:08x}-")));
+        let inode: u64 =
+            line.and_then(|l| l.split_whitespace().nth(4)?.parse().ok()).ok_or_else(|| fail("not mapped"))?;
         let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| fail(&e.to_string()))?;
         let paths = fds.flatten().map(|e| e.path());
         let of_memory = |p: &Path| {
@@ -43,7 +45,8 @@ impl Mapping {
         let path = paths.into_iter().find(|p| of_memory(p)).ok_or_else(|| fail("its file is not open"))?;
         let file = File::options().read(true).write(true).open(path).map_err(|e| fail(&e.to_string()))?;
         // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of this process.
-        let at = unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0) };
+        let at =
+            unsafe { mmap(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0) };
         Ok(Mapping { addr: at.map_err(|e| fail(&e.to_string()))?.cast(), len })
     }
 

@@ -123,7 +123,7 @@ fn check_memory(needed: u64) -> Result<(), String> {
     }
 }
 
-/// Baselines of a scenario; the same for all its transports.
+/// Baselines, measured beside the transfers: other work on the machine weighs on both.
 struct Limits {
     memcpy: Duration,
     sockets: Duration,
@@ -134,10 +134,9 @@ fn run_scenario(programs: &std::path::Path, s: &Scenario, columns: &mut Vec<Colu
     let d = Side::new(&s.model, s.d_tp, s.tokens, 2)?;
     check_memory(p.bytes() + d.bytes())?;
     let planned = plan(&p, &d, s.mode, &s.model, s.tokens)?;
-    let mut limits = None;
     for transport in &s.transports {
         let title = format!("{} {}->{} {transport}", s.model.name, s.p_tp, s.d_tp);
-        columns.push(run_transport(programs, s, (&p, &d), &planned, transport, &title, &mut limits)?);
+        columns.push(run_transport(programs, s, (&p, &d), &planned, transport, &title)?);
     }
     Ok(())
 }
@@ -149,7 +148,6 @@ fn run_transport(
     planned: &Planned,
     transport: &str,
     title: &str,
-    limits: &mut Option<Limits>,
 ) -> Result<Column, String> {
     progress(&format!("{title}: starting {} processes", s.p_tp + s.d_tp));
     let way = format!("host/{transport}");
@@ -175,6 +173,15 @@ fn run_transport(
     let first = transfer(s, (p, d), (&mut prefill, &mut decode), planned, 0)?;
     progress(&format!("{title}: checking every byte"));
     let mut verdict = verify(&mut decode, d, s.tokens);
+    progress(&format!("{title}: measuring memcpy and sockets with the same spans"));
+    let memory = Memories {
+        source: prefill.ranks.iter().map(|r| &r.regions[..]).collect(),
+        destination: decode.ranks.iter().map(|r| &r.regions[..]).collect(),
+    };
+    let limits = Limits {
+        memcpy: baseline::memcpy(&planned.pairs, &memory),
+        sockets: baseline::sockets(&planned.pairs, &memory).map_err(|e| format!("sockets: {e}"))?,
+    };
     poison(&mut decode, d)?;
     let mut times = Vec::new();
     for round in 1..=ROUNDS {
@@ -187,18 +194,10 @@ fn run_transport(
     if verdict.is_ok() {
         verdict = again;
     }
-
-    if limits.is_none() {
-        progress(&format!("{title}: measuring memcpy and sockets with the same spans"));
-        let memory = Memories {
-            source: prefill.ranks.iter().map(|r| &r.regions[..]).collect(),
-            destination: decode.ranks.iter().map(|r| &r.regions[..]).collect(),
-        };
-        *limits = Some(Limits {
-            memcpy: baseline::memcpy(&planned.pairs, &memory),
-            sockets: baseline::sockets(&planned.pairs, &memory).map_err(|e| format!("sockets: {e}"))?,
-        });
+    if verdict.is_ok() {
+        check_the_check(&mut decode.ranks[0], d, s.tokens)?;
     }
+
     progress(&format!("{title}: stopping"));
     prefill.stop()?;
     decode.stop()?;
@@ -206,7 +205,6 @@ fn run_transport(
     if wanted != planned.bytes {
         verdict = Err(format!("{} bytes were planned, {wanted} are needed", planned.bytes));
     }
-    let limits = limits.as_ref().ok_or("no baselines")?;
     Ok(Column {
         model: s.model.name.clone(),
         mode: match s.mode {
@@ -274,6 +272,21 @@ fn verify(decode: &mut Instance, d: &Side, tokens: u64) -> Result<(u64, u64), St
     };
     let all = each(&mut decode.ranks, &d.layouts, one)?;
     Ok((all.iter().map(|v| v.0).sum(), all.iter().map(|v| v.1).sum()))
+}
+
+/// A check that cannot fail proves nothing: a changed byte of the request and one beside it must both be found.
+fn check_the_check(rank: &mut Rank, d: &Side, tokens: u64) -> Result<(), String> {
+    let layout = &d.layouts[0];
+    let mut flip = |at: usize| {
+        let byte = &mut rank.regions[0].bytes_mut()[at];
+        *byte ^= 1;
+        let regions: Vec<&[u8]> = rank.regions.iter().map(Mapping::bytes).collect();
+        let found = oracle::verify(layout, &d.lists, tokens, POISON, &regions).is_err();
+        rank.regions[0].bytes_mut()[at] ^= 1;
+        if found { Ok(()) } else { Err(format!("the check did not see that byte {at} was changed")) }
+    };
+    let (mine, beside) = oracle::examples(layout, &d.lists, tokens);
+    mine.into_iter().chain(beside).try_for_each(&mut flip)
 }
 
 /// Shakes hands on all ranks; returns the transports in effect.

@@ -144,6 +144,28 @@ impl Marks {
     }
 }
 
+/// A byte of region 0 that is the request's, and one that is not.
+pub fn examples(layout: &Layout, lists: &Lists, tokens: u64) -> (Option<usize>, Option<usize>) {
+    let len = layout.regions().first().map_or(0, |r| r.len as usize);
+    let mut marks = Marks(vec![0; len.div_ceil(64)]);
+    let mut mine = None;
+    for t in layout.tensors() {
+        let (ids, group) = (&lists[t.group as usize], &layout.groups()[t.group as usize]);
+        let range = match group.kind {
+            GroupKind::Slots => 0..ids.len() as u64,
+            _ => group.reach.first(tokens)..tokens,
+        };
+        pieces(layout, t, ids, range, &mut |region, at, bytes| {
+            if region == 0 {
+                mine = Some(at);
+                marks.set(at, at + bytes.len());
+            }
+        });
+    }
+    let beside = (0..len).rev().find(|at| marks.0[at / 64] >> (at % 64) & 1 == 0);
+    (mine, beside)
+}
+
 /// Compares every byte of a destination rank's regions; returns how many were compared, and how many are the request's.
 pub fn verify(layout: &Layout, lists: &Lists, tokens: u64, seed: u64, have: &[&[u8]]) -> Result<(u64, u64), String> {
     let mut marks: Vec<Marks> = have.iter().map(|r| Marks(vec![0; r.len().div_ceil(64)])).collect();
@@ -178,7 +200,9 @@ pub fn verify(layout: &Layout, lists: &Lists, tokens: u64, seed: u64, have: &[&[
                 if mine >> k & 1 == 0 && *byte != clean {
                     wrong += 1;
                     let at = 8 * i + k;
-                    first.get_or_insert_with(|| format!("region {region} byte {at}, which is not the request's, changed"));
+                    first.get_or_insert_with(|| {
+                        format!("region {region} byte {at}, which is not the request's, changed")
+                    });
                 }
             }
         }

@@ -1,8 +1,8 @@
 //! One model, one topology: its layouts, its block lists, and what the planner says about them.
 
 use crate::baseline::Pair;
-use crate::rng::Rng;
 use crate::oracle::Lists;
+use crate::rng::Rng;
 use kvlink::layout::model::{Cache, Model, Pages, Placement};
 use kvlink::layout::{BlockList, GroupKind, Layout, Request, Scratch, compile};
 use std::sync::Arc;

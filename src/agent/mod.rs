@@ -8,6 +8,7 @@ mod address;
 mod calls;
 mod config;
 mod net;
+mod parked;
 mod queue;
 mod reactor;
 mod sockets;

@@ -34,11 +34,12 @@ impl EventQueue {
 
     pub(super) fn push(&self, event: Event) {
         let mut events = self.events.lock();
-        if events.is_empty() {
-            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
-        }
         events.push_back(event);
         self.count.store(events.len(), Ordering::Release);
+        // Last: whoever finds the descriptor readable finds the event.
+        if events.len() == 1 {
+            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+        }
         drop(events);
         self.arrived.notify_one();
     }

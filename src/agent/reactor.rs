@@ -157,7 +157,8 @@ impl Reactor {
             if called || more || !ready.is_empty() || due.is_some_and(|at| at <= now) {
                 self.pump();
                 more = self.move_data(&ready)?;
-                self.pump();
+                // What follows from ended jobs may have to be moved, or reported by the transports.
+                more |= self.pump();
                 due = self.shared.endpoint.lock().poll_timeout();
             }
             let timeout = if more || now < linger { Some(Duration::ZERO) } else { self.sleep(now, due) };
@@ -178,8 +179,9 @@ impl Reactor {
         [visitors, timer].into_iter().flatten().min()
     }
 
-    /// Timers, then outputs until there are none.
-    fn pump(&mut self) {
+    /// Timers, then outputs until there are none; returns whether there were any.
+    fn pump(&mut self) -> bool {
+        let mut worked = false;
         let now = Instant::now();
         self.shared.endpoint.lock().handle_timeout(now);
         loop {
@@ -193,8 +195,9 @@ impl Reactor {
             if outputs.is_empty() {
                 self.outputs = outputs;
                 self.untold = 0;
-                return;
+                return worked;
             }
+            worked = true;
             for o in outputs.drain(..) {
                 self.carry_out(o);
             }

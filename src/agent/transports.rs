@@ -1,13 +1,14 @@
 //! The transports of an agent: chosen per link, best first.
 
 use super::config::{AgentConfig, Require};
+use super::parked::Parked;
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use crate::proto::{ConnId, LinkInfo};
 use crate::transport::host::Host;
-use crate::transport::{Action, Done, Fence, Job, JobId, LinkId, Poller, Ready, Transport};
+use crate::transport::{Done, Fence, Job, JobId, LinkId, Poller, Ready, Transport};
 use crate::wire::{BOARD_REGION, LeaseMark};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::TcpStream;
 use std::sync::Arc;
 
@@ -21,12 +22,7 @@ pub(super) struct Transports {
     require: Require,
     /// Jobs of the last progress whose lease the source's board showed after their last byte.
     held: Vec<JobId>,
-    /// Links that have a socket for streams.
-    streams: HashSet<LinkId>,
-    /// Streams posted before their link had one: requests and the data connection come by different ways, in any order.
-    early: Vec<(Job, Option<LeaseMark>)>,
-    /// Of these, those that ended before they began.
-    ended: Vec<Done>,
+    parked: Parked,
 }
 
 impl Transports {
@@ -47,9 +43,7 @@ impl Transports {
             jobs: HashMap::new(),
             require: config.require.clone(),
             held: Vec::new(),
-            streams: HashSet::new(),
-            early: Vec::new(),
-            ended: Vec::new(),
+            parked: Parked::default(),
         })
     }
 
@@ -108,28 +102,10 @@ impl Transports {
             Some(t) => t.attach(link, socket)?,
             None => return Err(Error::new(Status::Protocol, "a data connection for a link that does not exist")),
         }
-        self.streams.insert(link);
-        let (mine, others) = std::mem::take(&mut self.early).into_iter().partition(|(job, _)| job.link == link);
-        self.early = others;
-        let mine: Vec<(Job, Option<LeaseMark>)> = mine;
-        for (job, mark) in mine {
-            let id = job.id;
-            if let Err(e) = self.post(job, mark) {
-                self.ended.push(Done { id, result: Err(e), bytes: 0, spans: Vec::new() });
-            }
+        for (job, mark) in self.parked.attached(link) {
+            self.start(job, mark);
         }
         Ok(())
-    }
-
-    /// Ends streams that never began.
-    fn end_early(&mut self, which: impl Fn(&Job) -> bool, error: &Error) -> bool {
-        let (mine, others) = std::mem::take(&mut self.early).into_iter().partition(|(job, _)| which(job));
-        self.early = others;
-        let mine: Vec<(Job, Option<LeaseMark>)> = mine;
-        let any = !mine.is_empty();
-        let done = |(job, _): (Job, _)| Done { id: job.id, result: Err(error.clone()), bytes: 0, spans: job.spans };
-        self.ended.extend(mine.into_iter().map(done));
-        any
     }
 
     pub fn has_link(&self, conn: ConnId) -> bool {
@@ -138,8 +114,7 @@ impl Transports {
 
     pub fn disconnect(&mut self, conn: ConnId) {
         let link = LinkId(conn.0);
-        self.streams.remove(&link);
-        self.end_early(|job| job.link == link, &Error::new(Status::PeerDead, "the link is gone"));
+        self.parked.disconnect(link);
         if let Some(t) = self.links.remove(&link).and_then(|at| self.list.get_mut(at)) {
             t.disconnect(link);
         }
@@ -158,8 +133,8 @@ impl Transports {
         let Some(at) = self.links.get(&link).copied() else {
             return Err(Error::new(Status::PeerDead, "the link is gone"));
         };
-        if matches!(job.action, Action::Send { .. } | Action::Receive { .. }) && !self.streams.contains(&link) {
-            self.early.push((job, mark));
+        if self.parked.must_wait(&job) {
+            self.parked.wait(job, mark);
             return Ok(());
         }
         self.list[at].post(job)?;
@@ -167,9 +142,16 @@ impl Transports {
         Ok(())
     }
 
+    /// Posts a job that was accepted earlier: its failure is its end.
+    fn start(&mut self, job: Job, mark: Option<LeaseMark>) {
+        let (id, link, action, staged) = (job.id, job.link, job.action, job.staged);
+        if let Err(e) = self.post(job, mark) {
+            self.parked.fail(Job { id, link, action, spans: Vec::new(), staged }, e);
+        }
+    }
+
     pub fn cancel(&mut self, job: JobId, reason: Status) -> Option<Fence> {
-        let error = Error::new(reason, format!("job {} was ended", job.0));
-        if self.end_early(|j| j.id == job, &error) {
+        if self.parked.cancel(job, reason) {
             return Some(Fence::Quiescent);
         }
         let (at, _, _) = *self.jobs.get(&job)?;
@@ -183,7 +165,6 @@ impl Transports {
 
     /// Drives all transports; returns whether one would go on at once.
     pub fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {
-        done.append(&mut self.ended);
         let before = done.len();
         let mut more = false;
         self.held.clear();
@@ -192,6 +173,7 @@ impl Transports {
             let mine: Vec<Ready> = ready.iter().copied().filter(|r| keys.contains(&r.key)).collect();
             more |= t.progress(&mine, budget, done);
         }
+        done.extend(self.parked.take_ended());
         for d in done.iter().skip(before) {
             let Some((at, link, mark)) = self.jobs.remove(&d.id) else { continue };
             let Some(mark) = mark.filter(|_| d.result.is_ok()) else { continue };
@@ -200,86 +182,5 @@ impl Transports {
             }
         }
         more
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::layout::Span;
-    use std::net::TcpListener;
-    use std::time::Duration;
-
-    const LINK: ConnId = crate::proto::Id(5);
-
-    /// Both ends of a link that can only stream, not attached yet, over their memory.
-    fn pair(memory: &mut [Vec<u8>; 2]) -> [(Transports, Arc<Poller>); 2] {
-        let mut ends = memory.each_mut().map(|bytes| {
-            let mut config = AgentConfig::new("i", 0, 1);
-            (config.host.shm, config.host.cma) = (false, false);
-            let poller = Arc::new(Poller::new().unwrap());
-            let mut t = Transports::new(&config, &poller).unwrap();
-            t.register(0, &Memory::new(bytes.as_mut_ptr().addr(), bytes.len()).unwrap()).unwrap();
-            (t, poller)
-        });
-        let meta = [ends[0].0.metadata(), ends[1].0.metadata()];
-        ends[0].0.connect(LINK, &meta[1]).unwrap();
-        ends[1].0.connect(LINK, &meta[0]).unwrap();
-        ends
-    }
-
-    fn attach(ends: &mut [(Transports, Arc<Poller>); 2]) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        ends[0].0.attach(LINK, near).unwrap();
-        ends[1].0.attach(LINK, listener.accept().unwrap().0).unwrap();
-    }
-
-    fn job(id: u64, action: Action, len: u64) -> Job {
-        let spans = vec![Span { src_offset: 0, dst_offset: 0, len, src_region: 0, dst_region: 0 }];
-        Job { id: JobId(id), link: LinkId(LINK.0), action, spans, staged: false }
-    }
-
-    fn drive(end: &mut (Transports, Arc<Poller>), done: &mut Vec<Done>) {
-        let mut ready = Vec::new();
-        end.1.wait(Some(Duration::from_millis(1)), &mut ready).unwrap();
-        end.0.progress(&ready, 1 << 20, done);
-    }
-
-    #[test]
-    fn a_stream_that_is_posted_before_its_connection_waits_for_it() {
-        let mut memory = [vec![7u8; 4096], vec![0u8; 4096]];
-        let mut ends = pair(&mut memory);
-        let mut done = [Vec::new(), Vec::new()];
-        ends[0].0.post(job(1, Action::Send { tag: 9 }, 4096), None).unwrap();
-        drive(&mut ends[0], &mut done[0]);
-        assert!(done[0].is_empty());
-        attach(&mut ends);
-        ends[1].0.post(job(2, Action::Receive { tag: 9 }, 4096), None).unwrap();
-        for _ in 0..5000 {
-            drive(&mut ends[0], &mut done[0]);
-            drive(&mut ends[1], &mut done[1]);
-            if done.iter().all(|d| !d.is_empty()) {
-                break;
-            }
-        }
-        assert!(done.iter().flatten().all(|d| d.result == Ok(()) && d.bytes == 4096), "{done:?}");
-        drop(ends);
-        assert_eq!(memory[0], memory[1]);
-    }
-
-    #[test]
-    fn a_stream_without_connection_ends_when_it_is_cancelled_or_its_link_goes() {
-        let mut memory = [vec![7u8; 16], vec![0u8; 16]];
-        let mut ends = pair(&mut memory);
-        let mut done = Vec::new();
-        ends[0].0.post(job(1, Action::Send { tag: 1 }, 16), None).unwrap();
-        ends[0].0.post(job(2, Action::Send { tag: 2 }, 16), None).unwrap();
-        assert_eq!(ends[0].0.cancel(JobId(1), Status::Deadline), Some(Fence::Quiescent));
-        drive(&mut ends[0], &mut done);
-        ends[0].0.disconnect(LINK);
-        drive(&mut ends[0], &mut done);
-        let ends: Vec<_> = done.iter().map(|d| (d.id.0, d.result.as_ref().map_err(Error::status))).collect();
-        assert_eq!(ends, [(1, Err(Status::Deadline)), (2, Err(Status::PeerDead))]);
     }
 }

@@ -275,10 +275,15 @@ impl Endpoint {
         if let Some(transfer) = after {
             let found = self.transfers.get_mut(transfer);
             let stale = || Error::new(Status::BadHandle, format!("transfer id {:#x} is not in flight", transfer.0));
-            match found.ok_or_else(stale)? {
-                Transfer::Read(r) => r.notify.push(payload.to_vec()),
-                Transfer::Write(w) => w.notify.push(payload.to_vec()),
+            let (with, waiting) = match found.ok_or_else(stale)? {
+                Transfer::Read(r) => (r.peer, &mut r.notify),
+                Transfer::Write(w) => (w.peer, &mut w.notify),
+            };
+            if with != peer {
+                let text = format!("transfer {:#x} is with peer {:#x}, not {:#x}", transfer.0, with.0, peer.0);
+                return Err(Error::new(Status::BadHandle, text));
             }
+            waiting.push(payload.to_vec());
             return Ok(());
         }
         for conn in self.linked(peer, rank)? {

@@ -71,7 +71,7 @@ struct Part {
 }
 
 pub(super) struct ReadTransfer {
-    peer: Id,
+    pub peer: Id,
     request: String,
     round: u32,
     range: Range,

@@ -58,9 +58,13 @@ impl Endpoint {
         Ok(())
     }
 
-    pub(super) fn served_job_ended(&mut self, conn: ConnId, op: u64, _end: JobEnd) {
-        // The reader learns the end from the stream itself.
+    pub(super) fn served_job_ended(&mut self, conn: ConnId, op: u64, end: JobEnd) {
         self.served.remove(&(conn, op));
+        // A stream that never began cannot tell its reader; one that did has, and this is ignored there.
+        if let Err(e) = end.result {
+            let text = e.message().to_string();
+            self.send(conn, Message::ReadFailed { op, status: e.status().code(), text });
+        }
     }
 
     /// The lease of a request ended: nobody is sent its blocks any more.

@@ -46,7 +46,7 @@ struct Part {
 }
 
 pub(super) struct WriteTransfer {
-    peer: Id,
+    pub peer: Id,
     blocks: Vec<Blocks>,
     range: Range,
     parts: Vec<Part>,

@@ -10,6 +10,8 @@
 
 enum { TOKENS = 96, FROM = 2, TO = 30 };
 
+static const char *self; /* not /proc/self/exe: under valgrind that is valgrind */
+
 /* ---- fork ---- */
 
 #define WRONG(call) CHECK_ERROR(call, KVLINK_E_WRONG_STATE, "fork")
@@ -44,7 +46,9 @@ static void child(const rank_t *r, uint64_t id)
     CHECK_OK(kvlink_layout_explain(r->layout, buf, sizeof buf, &n));
     CHECK_OK(kvlink_agent_destroy(r->agent));
     CHECK_STATUS(kvlink_agent_destroy(r->agent), KVLINK_E_BAD_HANDLE);
-    _exit(0);
+    /* What the parent's threads held is lost in a fork; a leak checker would say so at the end of this process. */
+    execl(self, self, "nothing", (char *)NULL);
+    _exit(127);
 }
 
 static void succeeded(pid_t pid)
@@ -165,7 +169,7 @@ static program_t run(const char *way)
     if (p.pid == 0) {
         dup2(in[0], 0);
         dup2(out[1], 1);
-        execl("/proc/self/exe", "process", "serve", way, (char *)NULL);
+        execl(self, self, "serve", way, (char *)NULL);
         _exit(127);
     }
     close(in[0]);
@@ -255,8 +259,11 @@ static void a_killed_peer_fails_what_was_under_way(void)
 
 int main(int argc, char **argv)
 {
+    self = argv[0];
     if (argc == 3 && strcmp(argv[1], "serve") == 0)
         return serve(argv[2]);
+    if (argc == 2 && strcmp(argv[1], "nothing") == 0)
+        return 0;
     RUN(an_agent_does_not_survive_a_fork);
     RUN(a_child_does_not_keep_a_destroyed_agent_reachable);
     RUN(over_shared_memory);

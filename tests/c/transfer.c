@@ -166,6 +166,9 @@ static void a_failed_read_names_its_blocks(void)
     CHECK_OK(offer(&source, "fails", FROM, TOKENS, 0, 0, &offered));
     len = ticket_of(&source, offered, ticket, sizeof ticket);
     CHECK_OK(kvlink_cancel(source.agent, offered));
+    /* Until this event the blocks are whole, and a read may still succeed. */
+    while (wait_for(&source, KVLINK_EVENT_RELEASED).id != offered) {
+    }
     CHECK_OK(read_from(&sink, peer, ticket, len, TO, TOKENS, 0, 0, &id));
     CHECK_EQ(wait_for(&sink, KVLINK_EVENT_TRANSFER).status, KVLINK_E_LEASE_EXPIRED);
     CHECK_HAS(last_payload(), "fails");

@@ -238,6 +238,30 @@ pub fn lies(t: Transport) {
     assert!(scene.good.rest().iter().all(|e| e.kind != EventKind::PeerDown));
 }
 
+/// Control and data go separate ways: what is asked for over one waits until the other is there.
+pub fn a_request_before_its_data_connection(t: Transport) {
+    if t.pulls {
+        return;
+    }
+    let mut scene = Scene::new(t);
+    let address = scene.victim.address().to_string();
+    let (mut raw, token) = Liar::new(t, 7).link(&address);
+    let ids = SMALL.order(3)[..4].to_vec();
+    offer(&scene.victim, "r", &ids);
+    let (range, blocks) = (whole(tokens(&ids)), list(&ids));
+    raw.send(&Message::Read(ReadRequest { op: 1, request: "r".into(), round: 1, range, blocks }));
+    raw.send(&Message::Ping);
+    match raw.next() {
+        Some(Message::Pong) => {}
+        other => panic!("{other:?}"),
+    }
+    let mut data = open(&address);
+    data.write_all(&Preamble(StreamKind::Data { token }).encode()).unwrap();
+    // The stream opens.
+    std::io::Read::read_exact(&mut data, &mut [0; 16]).unwrap();
+    scene.unharmed();
+}
+
 /// Reads of what is not offered, and of more than is.
 fn reads(raw: &mut Raw, n: u64, blocks: &[Blocks]) {
     let read = |op, request: &str, round, range| {

@@ -32,6 +32,8 @@ fn a_notification_after_a_transfer_comes_after_it_or_not_at_all() {
             let read = w.read(d[0], peer, &ticket, "r", 50, Reading::default()).unwrap();
             w.sim.call(d[0], |e, _| e.notify(peer, None, b"after", Some(read.1))).unwrap();
             w.sim.call(d[0], |e, _| e.notify(peer, None, b"now", None)).unwrap();
+            let foreign = w.sim.call(d[0], |e, _| e.notify(Id(peer.0 ^ 1), None, b"lost", Some(read.1))).unwrap_err();
+            assert_eq!(foreign.status(), Status::BadHandle);
             if fail {
                 w.sim.call(d[0], |e, now| e.cancel(now, read.1)).unwrap();
             }

@@ -48,3 +48,14 @@ fn source_ranks_that_nobody_reads_are_released_too() {
         assert_eq!(released, 4);
     }
 }
+
+#[test]
+fn a_source_that_cannot_send_says_so_at_once() {
+    let (mut w, p, d) = World::pair(3, &attention(), &place(1, 4), &place(1, 4), false);
+    let peer = w.handshakes(&d, "prefill-0:1", Direction::Inbound)[0];
+    let (ticket, _) = w.offer(&p, "r", 64, 0, None);
+    w.sim.nodes[p[0]].mute = true;
+    let read = w.read(d[0], peer, &ticket, "r", 50, Reading::default()).unwrap();
+    w.wait(&[read.0], millis(100));
+    assert_eq!(w.outcome(read.0), Some(Status::Internal));
+}

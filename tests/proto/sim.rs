@@ -39,6 +39,8 @@ pub struct Node {
     pub layout: Arc<Layout>,
     /// Can pull from others.
     pub pull: bool,
+    /// Its transport refuses to send.
+    pub mute: bool,
     pub events: Vec<(Instant, Event)>,
     pub connects: Vec<String>,
     pub links: usize,
@@ -182,6 +184,7 @@ impl Sim {
             links: 0,
             paused: None,
             silent: false,
+            mute: false,
             board: HashMap::new(),
             conns: HashMap::new(),
             tokens: HashMap::new(),
@@ -579,6 +582,10 @@ impl Sim {
             self.jobs.insert(key, job);
             return self.end_job(key, Err(error(Status::PeerDead, "no such link")), false);
         };
+        if self.nodes[node].mute && matches!(action, Action::Send { .. }) {
+            self.jobs.insert(key, job);
+            return self.end_job(key, Err(error(Status::Internal, "refused")), false);
+        }
         let flow = match action {
             Action::Pull => {
                 self.jobs.insert(key, job);

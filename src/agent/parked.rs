@@ -1,0 +1,103 @@
+//! Streamed jobs whose data connection is still on its way.
+//!
+//! The rank that opens the data connection goes on as soon as its own end is attached; what it then asks for over the
+//! control connection can overtake the data connection. Such jobs wait here: a stream is due, since it is opened unless
+//! both sides pull.
+
+use crate::error::{Error, Status};
+use crate::transport::{Action, Done, Job, JobId, LinkId};
+use crate::wire::LeaseMark;
+use std::collections::HashSet;
+
+#[derive(Default)]
+pub(super) struct Parked {
+    attached: HashSet<LinkId>,
+    jobs: Vec<(Job, Option<LeaseMark>)>,
+    ended: Vec<Done>,
+}
+
+impl Parked {
+    /// Whether a job has to wait for its link's first data connection.
+    pub fn must_wait(&self, job: &Job) -> bool {
+        !matches!(job.action, Action::Pull | Action::Push) && !self.attached.contains(&job.link)
+    }
+
+    pub fn wait(&mut self, job: Job, mark: Option<LeaseMark>) {
+        self.jobs.push((job, mark));
+    }
+
+    /// A link got a data connection: the jobs that waited for it, in order.
+    pub fn attached(&mut self, link: LinkId) -> Vec<(Job, Option<LeaseMark>)> {
+        self.attached.insert(link);
+        let (mine, others) = std::mem::take(&mut self.jobs).into_iter().partition(|(j, _)| j.link == link);
+        self.jobs = others;
+        mine
+    }
+
+    /// Ends a job that waits; returns whether it did.
+    pub fn cancel(&mut self, job: JobId, reason: Status) -> bool {
+        let Some(at) = self.jobs.iter().position(|(j, _)| j.id == job) else { return false };
+        let job = self.jobs.remove(at).0;
+        let error = Error::new(reason, format!("job {} was ended before its data connection came", job.id.0));
+        self.fail(job, error);
+        true
+    }
+
+    /// The link is gone, and what waited for it with it.
+    pub fn disconnect(&mut self, link: LinkId) {
+        self.attached.remove(&link);
+        let (mine, others): (Vec<_>, _) = std::mem::take(&mut self.jobs).into_iter().partition(|(j, _)| j.link == link);
+        self.jobs = others;
+        for (job, _) in mine {
+            let error = Error::new(Status::PeerDead, format!("link {} ended before its data connection came", link.0));
+            self.fail(job, error);
+        }
+    }
+
+    pub fn fail(&mut self, job: Job, error: Error) {
+        self.ended.push(Done { id: job.id, result: Err(error), bytes: 0, spans: job.spans });
+    }
+
+    /// Jobs that ended without having begun.
+    pub fn take_ended(&mut self) -> impl Iterator<Item = Done> + '_ {
+        self.ended.drain(..)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(id: u64, link: u64, action: Action) -> Job {
+        Job { id: JobId(id), link: LinkId(link), action, spans: Vec::new(), staged: false }
+    }
+
+    #[test]
+    fn streamed_jobs_wait_for_their_own_link() {
+        let mut p = Parked::default();
+        assert!(!p.must_wait(&job(1, 1, Action::Pull)));
+        for (id, link) in [(2, 1), (3, 2), (4, 1)] {
+            let j = job(id, link, Action::Send { tag: id });
+            assert!(p.must_wait(&j));
+            p.wait(j, None);
+        }
+        let ids: Vec<u64> = p.attached(LinkId(1)).iter().map(|(j, _)| j.id.0).collect();
+        assert_eq!(ids, [2, 4]);
+        assert!(!p.must_wait(&job(5, 1, Action::Receive { tag: 5 })));
+        assert!(p.must_wait(&job(6, 2, Action::Receive { tag: 6 })));
+    }
+
+    #[test]
+    fn every_job_that_waits_ends_once() {
+        let mut p = Parked::default();
+        for id in 1..=3 {
+            p.wait(job(id, 1, Action::Receive { tag: id }), None);
+        }
+        assert!(p.cancel(JobId(2), Status::Cancelled));
+        assert!(!p.cancel(JobId(2), Status::Cancelled));
+        p.disconnect(LinkId(1));
+        let ended: Vec<(u64, Status)> = p.take_ended().map(|d| (d.id.0, d.result.unwrap_err().status())).collect();
+        assert_eq!(ended, [(2, Status::Cancelled), (1, Status::PeerDead), (3, Status::PeerDead)]);
+        assert_eq!(p.take_ended().count(), 0);
+    }
+}
