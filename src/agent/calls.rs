@@ -33,7 +33,7 @@ pub(super) struct PoisonOnUnwind<'a>(pub &'a Shared);
 
 impl Drop for PoisonOnUnwind<'_> {
     fn drop(&mut self) {
-        self.0.poisoned.store(true, Ordering::Release);
+        self.0.poisoned.store(true, Ordering::SeqCst);
         self.0.wake();
     }
 }

@@ -42,7 +42,7 @@ impl Driver<'_> {
         };
         self.reactor.lock().hang_up();
         if let Some(e) = error {
-            self.shared.poisoned.store(true, Ordering::Release);
+            self.shared.poisoned.store(true, Ordering::SeqCst);
             let text = format!("the agent stopped: {}", e.message());
             self.shared.queue.push(Event { text, ..Event::new(EventKind::AgentFailed, e.status()) });
             let inbox = self.shared.inbox.lock();
@@ -85,7 +85,9 @@ impl Driver<'_> {
     /// Announces the sleep, and says how long: not at all while something may have come since we looked.
     fn sleep(&self, now: Instant, due: Option<Instant>) -> Option<Duration> {
         self.shared.asleep.store(true, Ordering::SeqCst);
-        if self.shared.pending.load(Ordering::SeqCst) {
+        // A turn takes `pending`, whoever set it: what is no work for a turn has to be looked for here.
+        let ends = self.shared.stop.load(Ordering::SeqCst) || self.shared.poisoned.load(Ordering::SeqCst);
+        if ends || self.shared.pending.load(Ordering::SeqCst) {
             return Some(Duration::ZERO);
         }
         due.map(|at| at.saturating_duration_since(now))

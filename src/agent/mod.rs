@@ -218,7 +218,7 @@ impl Agent {
         if self.check_process().is_err() {
             return;
         }
-        self.shared.stop.store(true, Ordering::Release);
+        self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.wake();
         if let Some(handle) = self.thread.lock().take() {
             let _ = handle.join();

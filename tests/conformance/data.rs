@@ -221,6 +221,8 @@ pub fn keys_and_values_in_planes(t: Transport) {
     let planes = Placement { planes: true, ..place(2) };
     both(t, pair(&m, &planes, &place(1), &Ask { tokens: 20..90, ..Ask::whole(90) }));
     both(t, pair(&m, &place(1), &planes, &Ask::whole(90)));
+    // The middle of a request.
+    both(t, pair(&m, &planes, &place(4), &Ask { tokens: 13..61, slots: false, ..Ask::whole(90) }));
 }
 
 pub fn small_blocks_into_large(t: Transport) {

@@ -198,12 +198,11 @@ pub fn a_sink_that_hangs(t: Transport) {
     // What it says that it has received it has received in time.
     let statuses = sink.statuses("Received", MANY);
     let digests = sink.digests(4);
-    for i in 0..PIECES {
-        let requests = (i..MANY).step_by(PIECES);
+    for (i, have) in digests.iter().enumerate() {
         let good = crate::process::digest(BIG, &images.after, piece(&images.to, i));
         // Other requests for the same blocks may have failed later.
-        if requests.clone().all(|r| statuses[r] == Status::Ok) {
-            assert_eq!(digests[i], good);
+        if (i..MANY).step_by(PIECES).all(|r| statuses[r] == Status::Ok) {
+            assert_eq!(*have, good);
         }
     }
     assert!(statuses.iter().any(|s| *s != Status::Ok));
@@ -256,4 +255,25 @@ pub fn restarted_under_the_same_address(t: Transport) {
     let ids = reads(&sink, again, &second.offers(PIECES), &images);
     once_each(&sink, EventKind::Transfer, &ids, &[Status::Ok]);
     same(&images.after, &sink.snapshot()[0]);
+}
+
+/// It ends by its own deadline; whoever has come back can be reached again.
+pub fn a_peer_that_hangs_before_the_handshake(t: Transport) {
+    let mut c = config(t, "decode", 0, 1);
+    c.endpoint.handshake_timeout = Duration::from_millis(300);
+    let sink = Rank::start(t, c, BIG.layout());
+    let mut source = Child::start(t, "prefill", "127.0.0.1:0", HEARTBEAT, 1);
+    source.stop();
+    let peer = sink.agent.handshake(&source.address, Direction::Inbound, 0).unwrap();
+    let e = sink.wait_until(due(), "the handshake's end", |e| e.kind == EventKind::Handshake && e.peer == peer.0);
+    assert_eq!(e.status, Status::Deadline, "{}", e.text);
+    assert!(e.text.contains(&source.address), "{}", e.text);
+    source.go_on();
+    assert_eq!(source.ask("ping"), "pong");
+    // A busy machine may need more than one try.
+    let again = (0..20).any(|_| {
+        let peer = sink.agent.handshake(&source.address, Direction::Inbound, 0).unwrap();
+        sink.wait("the handshake", |e| e.kind == EventKind::Handshake && e.peer == peer.0).status == Status::Ok
+    });
+    assert!(again);
 }

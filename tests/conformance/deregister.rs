@@ -90,3 +90,24 @@ pub fn at_the_sink_of_writes(t: Transport) {
     let peer = other.handshake(&p.source, Direction::Inbound);
     still_works(BIG, &p.source, &other, peer, "other");
 }
+
+/// What the sink says that it has received is what was there before.
+pub fn at_the_source_of_writes(t: Transport) {
+    let mut p = Pair::new(t);
+    let (accepts, writes) = p.writes(PIECES);
+    p.started();
+    p.source.agent.deregister(0).unwrap();
+    p.reuse_source();
+    once_each(&p.source, EventKind::Transfer, &writes, ENDS);
+    unmap(&mut p.source);
+    let allowed = &[Status::Ok, Status::Cancelled, Status::BadHandle, Status::Incarnation];
+    let ends = once_each(&p.sink, EventKind::Received, &accepts, allowed);
+    let have = p.sink.snapshot();
+    for (i, _) in ends.iter().enumerate().filter(|(_, e)| e.status == Status::Ok) {
+        p.images.landed(&have[0], i);
+    }
+    settle(&p.source, p.outbound, &p.sink);
+    let other = Rank::alone(t, "other", BIG.layout());
+    let peer = p.sink.handshake(&other, Direction::Inbound);
+    still_works(BIG, &other, &p.sink, peer, "other");
+}

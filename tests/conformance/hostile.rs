@@ -13,6 +13,8 @@ use kvlink::wire::{
     Blocks, Message, Preamble, Purpose, Range, ReadRequest, StreamKind, WriteRequest, encode_frame, limit,
 };
 use std::io::Write;
+use std::net::TcpListener;
+use std::time::Duration;
 
 struct Scene {
     victim: Rank,
@@ -236,6 +238,70 @@ pub fn lies(t: Transport) {
     scene.victim.agent.cancel(kept).unwrap();
     assert_eq!(scene.victim.wait("its release", |e| e.id == kept.0).status, Status::Cancelled);
     assert!(scene.good.rest().iter().all(|e| e.kind != EventKind::PeerDown));
+}
+
+/// Who is called may be anything: the handshake fails in time, and says with whom.
+pub fn listeners(t: Transport) {
+    let mut c = config(t, "caller", 0, 1);
+    c.endpoint.handshake_timeout = Duration::from_millis(400);
+    let caller = Rank::start(t, c, SMALL.layout());
+    let hello = Liar::new(t, 7).hello;
+    let welcome = |version| Message::Welcome { version, instance: "liar".into(), incarnation: 7, rank: 0, token: 1 };
+    let answers: Vec<Option<Vec<u8>>> = vec![
+        None,
+        Some(vec![]),
+        Some(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        Some(encode_frame(&hello)),
+        Some(encode_frame(&welcome(99))),
+        Some(encode_frame(&Message::Refuse { status: 0, text: "no".into() })),
+        Some([encode_frame(&welcome(1)), encode_frame(&Message::Directory(vec![]))].concat()),
+    ];
+    for (i, answer) in answers.into_iter().enumerate() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let peer = caller.agent.handshake(&address, Direction::Inbound, i as u64).unwrap();
+        let mut kept = None;
+        if let Some(answer) = answer {
+            let mut stream = listener.accept().unwrap().0;
+            stream.write_all(&answer).unwrap();
+            // Without a word, it hangs up.
+            kept = (!answer.is_empty()).then_some(stream);
+        }
+        let e = caller.wait("the handshake's end", |e| e.kind == EventKind::Handshake && e.peer == peer.0);
+        assert_ne!(e.status, Status::Ok, "answer {i}");
+        assert!(!e.text.is_empty(), "answer {i}");
+        drop(kept);
+    }
+    let other = Rank::alone(t, "other", SMALL.layout());
+    let again = (0..20).any(|_| {
+        let peer = caller.agent.handshake(other.address(), Direction::Inbound, 0).unwrap();
+        caller.wait("the handshake", |e| e.kind == EventKind::Handshake && e.peer == peer.0).status == Status::Ok
+    });
+    assert!(again);
+}
+
+/// Control and data go separate ways: what is asked for over one waits until the other is there.
+pub fn a_request_before_its_data_connection(t: Transport) {
+    if t.pulls {
+        return;
+    }
+    let mut scene = Scene::new(t);
+    let address = scene.victim.address().to_string();
+    let (mut raw, token) = Liar::new(t, 7).link(&address);
+    let ids = SMALL.order(3)[..4].to_vec();
+    offer(&scene.victim, "r", &ids);
+    let (range, blocks) = (whole(tokens(&ids)), list(&ids));
+    raw.send(&Message::Read(ReadRequest { op: 1, request: "r".into(), round: 1, range, blocks }));
+    raw.send(&Message::Ping);
+    match raw.next() {
+        Some(Message::Pong) => {}
+        other => panic!("{other:?}"),
+    }
+    let mut data = open(&address);
+    data.write_all(&Preamble(StreamKind::Data { token }).encode()).unwrap();
+    // The stream opens.
+    std::io::Read::read_exact(&mut data, &mut [0; 16]).unwrap();
+    scene.unharmed();
 }
 
 /// Reads of what is not offered, and of more than is.

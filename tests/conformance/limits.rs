@@ -1,10 +1,12 @@
 //! Every limit is an error that says so; what was there before goes on, and room comes back.
 
 use crate::flat::*;
-use crate::rank::{Rank, config};
+use crate::process::Child;
+use crate::rank::{Rank, config, within};
 use crate::transport::Transport;
 use kvlink::error::{Result, Status};
 use kvlink::proto::{Direction, EventKind, Id};
+use std::time::Duration;
 
 fn start(t: Transport, name: &str, change: impl Fn(&mut kvlink::agent::AgentConfig)) -> Rank {
     let mut c = config(t, name, 0, 1);
@@ -125,4 +127,25 @@ pub fn of_events(t: Transport) {
     still_works(SMALL, &good, &lazy, to_good, "r");
     let again = flood.handshake(&lazy, Direction::Inbound);
     still_works(SMALL, &lazy, &flood, again, "again");
+}
+
+/// Peers come and go, well or badly: the other process has as many descriptors as before.
+pub fn nothing_is_left_behind(t: Transport) {
+    let mut child = Child::start(t, "prefill", "127.0.0.1:0", Duration::from_millis(250), 1);
+    let count = |child: &mut Child| child.ask("fds").parse::<usize>().unwrap();
+    let before = count(&mut child);
+    for i in 0..12 {
+        let rank = Rank::alone(t, "decode", BIG.layout());
+        let peer = rank.agent.handshake(&child.address, Direction::Both, 0).unwrap();
+        if i % 3 > 0 {
+            rank.good(EventKind::Handshake);
+        }
+        if i % 3 > 1 {
+            rank.agent.disconnect(peer).unwrap();
+        }
+        drop(rank);
+        drop(crate::raw::Raw::connect(&child.address));
+        drop(crate::raw::open(&child.address));
+    }
+    within("the descriptors of those that are gone", || count(&mut child) <= before);
 }

@@ -65,7 +65,7 @@ macro_rules! conformance {
             notify { in_order, after_the_data_of_a_read, after_the_data_of_a_write, the_largest_and_one_byte_more }
             cancel { by_the_sink_of_reads, by_the_source_of_writes, of_an_offer, of_an_accept }
             lease { expires_while_the_source_reuses_its_blocks, expires_while_the_sink_stands_still }
-            deregister { at_the_sink_of_reads, at_the_source_of_reads, at_the_sink_of_writes }
+            deregister { at_the_sink_of_reads, at_the_source_of_reads, at_the_sink_of_writes, at_the_source_of_writes }
             death {
                 of_the_source_of_reads,
                 of_the_sink_of_reads,
@@ -75,11 +75,12 @@ macro_rules! conformance {
                 a_sink_that_hangs,
                 a_writer_that_hangs,
                 restarted_under_the_same_address,
+                a_peer_that_hangs_before_the_handshake,
             }
             handshake { incompatible_layouts, require_not_satisfied, require_not_satisfied_by_the_other }
-            limits { of_transfers, of_offers_and_accepts, of_peers, of_parked_writes, of_events }
+            limits { of_transfers, of_offers_and_accepts, of_peers, of_parked_writes, of_events, nothing_is_left_behind }
             destroy { the_sink_of_reads, the_source_of_reads, the_sink_of_writes, the_source_of_writes }
-            hostile { garbage, half_open_connections, lies }
+            hostile { garbage, half_open_connections, lies, a_request_before_its_data_connection, listeners }
             idle { agents_use_no_time }
         })*
     };

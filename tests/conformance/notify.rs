@@ -82,7 +82,7 @@ pub fn after_the_data_of_a_write(t: Transport) {
 
 pub fn the_largest_and_one_byte_more(t: Transport) {
     let (source, sink, peer) = pair(t);
-    let large: Vec<u8> = (0..limit::PAYLOAD).map(|i| (i * 31 >> 8) as u8).collect();
+    let large: Vec<u8> = (0..limit::PAYLOAD).map(|i| ((i * 31) >> 8) as u8).collect();
     for _ in 0..3 {
         sink.agent.notify(peer, None, &large, None).unwrap();
     }

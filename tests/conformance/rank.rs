@@ -131,7 +131,7 @@ pub fn bytes(m: &SharedMemory, offset: usize, len: usize) -> Vec<u8> {
 }
 
 pub fn word(m: &SharedMemory, offset: usize) -> u64 {
-    assert!(offset % 8 == 0 && offset + 8 <= m.len());
+    assert!(offset.is_multiple_of(8) && offset + 8 <= m.len());
     unsafe { std::ptr::read_volatile((m.addr() + offset) as *const u64) }
 }
 
