@@ -138,7 +138,7 @@ impl Bytes<'_> {
     }
 
     fn range(&mut self) -> Range {
-        if self.next() % 4 != 0 {
+        if !self.next().is_multiple_of(4) {
             return Range { token_begin: 0, token_end: 8, token_total: 8, layer_begin: 0, layer_end: 1 };
         }
         Range {
@@ -175,7 +175,7 @@ impl Bytes<'_> {
         match self.next() % 20 {
             0 => Message::Hello {
                 versions: (1, 1 + u16::from(self.next() % 2)),
-                purpose: if self.next() % 4 == 0 { Purpose::Join } else { Purpose::Peer },
+                purpose: if self.next().is_multiple_of(4) { Purpose::Join } else { Purpose::Peer },
                 instance: ["p", "me"][usize::from(self.next() % 2)].into(),
                 incarnation: 90 + self.number() % 2,
                 rank: self.number() as u32,
@@ -192,7 +192,7 @@ impl Bytes<'_> {
             3 => Message::Join(peer_entry(1)),
             4 => Message::Directory(vec![peer_entry(0), peer_entry(1)]),
             5 => Message::Directory(vec![peer_entry(1)]),
-            6 => Message::Link { transport: "sim".into(), pull: self.next() % 2 == 0 },
+            6 => Message::Link { transport: "sim".into(), pull: self.next().is_multiple_of(2) },
             7 => Message::Read(ReadRequest {
                 op: self.number(),
                 request: self.request(),
@@ -214,7 +214,7 @@ impl Bytes<'_> {
                 request: self.request(),
                 range: self.range(),
                 blocks: self.blocks(),
-                last: self.next() % 2 == 0,
+                last: self.next().is_multiple_of(2),
                 aux: vec![self.next()],
             }),
             13 => Message::WriteGo { op: self.number(), range: self.range(), blocks: self.blocks() },

@@ -91,10 +91,10 @@ fn mutate(mut b: Vec<u8>, m: &(Vec<(prop::sample::Index, u8)>, prop::sample::Ind
             b[i] = *v;
         }
     }
-    if m.2.len() % 3 == 0 {
+    if m.2.len().is_multiple_of(3) {
         b.truncate(m.1.index(b.len() + 1));
     }
-    if m.2.len() % 4 == 0 {
+    if m.2.len().is_multiple_of(4) {
         b.extend_from_slice(&m.2);
     }
     b

@@ -80,9 +80,12 @@ struct Rank {
     xfers: Vec<Xfer>,
 }
 
+/// Side, rank, byte offset.
+type At = (char, u32, u64);
+
 #[derive(Deserialize)]
 struct Xfer {
-    pairs: Vec<((char, u32, u64), (char, u32, u64), u64)>,
+    pairs: Vec<(At, At, u64)>,
 }
 
 /// KV heads and elements of a key; 0 heads: MLA with that many elements of a record.

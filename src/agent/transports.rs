@@ -76,13 +76,13 @@ impl Transports {
             let transport = &mut self.list[at];
             match transport.connect(link, metadata) {
                 Ok(made) => {
-                    if let Require::Named(required) = &self.require {
-                        if !made.name.starts_with(required.as_str()) {
-                            transport.disconnect(link);
-                            let why = made.rejected.join("; ");
-                            rejected.push(format!("{} instead of the required {required}: {why}", made.name));
-                            continue;
-                        }
+                    if let Require::Named(required) = &self.require
+                        && !made.name.starts_with(required.as_str())
+                    {
+                        transport.disconnect(link);
+                        let why = made.rejected.join("; ");
+                        rejected.push(format!("{} instead of the required {required}: {why}", made.name));
+                        continue;
                     }
                     self.links.insert(link, at);
                     rejected.extend(made.rejected);

@@ -322,10 +322,7 @@ pub unsafe extern "C" fn kvlink_layout_check(
             return Err(null("findings"));
         }
         check_rank(rank, dst.len(), "destination")?;
-        let verdict = match compile(&src, &dst, rank as usize) {
-            Ok(_) => None,
-            Err(v) => Some(v),
-        };
+        let verdict = compile(&src, &dst, rank as usize).err();
         let all: Vec<kvlink_finding_t> = verdict
             .iter()
             .flat_map(|v| &v.findings)

@@ -14,10 +14,10 @@ static SHARED: LazyLock<Mutex<HashMap<usize, Arc<SharedMemory>>>> = LazyLock::ne
 
 /// The memory at this address: shareable if kvlink allocated it as such.
 pub(super) fn memory_at(addr: usize, len: usize) -> Result<Memory> {
-    if let Some(found) = SHARED.lock().get(&addr) {
-        if len == found.len() {
-            return Ok(Memory::shared(found.clone()));
-        }
+    if let Some(found) = SHARED.lock().get(&addr)
+        && len == found.len()
+    {
+        return Ok(Memory::shared(found.clone()));
     }
     Memory::new(addr, len)
 }

@@ -105,10 +105,10 @@ impl<'a> Compiler<'a> {
             match self.assignment(rank, &row).as_ref() {
                 Ok(pieces) => {
                     for piece in pieces {
-                        if let Some((at, set)) = self.place(rank, &row, piece) {
-                            if let Some(list) = sets.get_mut(at) {
-                                list.push(set);
-                            }
+                        if let Some((at, set)) = self.place(rank, &row, piece)
+                            && let Some(list) = sets.get_mut(at)
+                        {
+                            list.push(set);
                         }
                     }
                 }

@@ -445,13 +445,13 @@ fn disjoint(alias: &Alias, lists: &[BlockList<'_>], pages: &mut Vec<(u64, u64)>)
     for id in ids(alias.groups.1) {
         let (begin, end) = page(alias.pages.1, *id);
         let at = pages.partition_point(|p| p.1 <= begin);
-        if let Some(p) = pages.get(at) {
-            if p.0 < end {
-                return Err(invalid(format!(
-                    "groups {} and {} share their memory, and destination block {id} of group {} (bytes [{begin}, {end})) lies over a block of group {} (bytes [{}, {}))",
-                    alias.groups.0, alias.groups.1, alias.groups.1, alias.groups.0, p.0, p.1
-                )));
-            }
+        if let Some(p) = pages.get(at)
+            && p.0 < end
+        {
+            return Err(invalid(format!(
+                "groups {} and {} share their memory, and destination block {id} of group {} (bytes [{begin}, {end})) lies over a block of group {} (bytes [{}, {}))",
+                alias.groups.0, alias.groups.1, alias.groups.1, alias.groups.0, p.0, p.1
+            )));
         }
     }
     Ok(())

@@ -60,14 +60,15 @@ pub(crate) fn fold(unit: u64, dims: &[Step]) -> Loops {
     let mut i = len;
     while i >= 2 {
         let (outer, inner) = (steps.get(i - 2).copied(), steps.get(i - 1).copied());
-        if let (Some(o), Some(n)) = (outer, inner) {
-            if o.src == n.src.saturating_mul(n.count) && o.dst == n.dst.saturating_mul(n.count) {
-                if let Some(slot) = steps.get_mut(i - 2) {
-                    *slot = Step { count: o.count.saturating_mul(n.count), ..n };
-                }
-                steps.copy_within(i..len, i - 1);
-                len -= 1;
+        if let (Some(o), Some(n)) = (outer, inner)
+            && o.src == n.src.saturating_mul(n.count)
+            && o.dst == n.dst.saturating_mul(n.count)
+        {
+            if let Some(slot) = steps.get_mut(i - 2) {
+                *slot = Step { count: o.count.saturating_mul(n.count), ..n };
             }
+            steps.copy_within(i..len, i - 1);
+            len -= 1;
         }
         i -= 1;
     }

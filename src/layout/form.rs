@@ -205,7 +205,7 @@ impl Attention<'_> {
     fn grid(&self, content: u64) -> Result<Grid> {
         let kernel = self.kernel_tokens.max(1);
         let tiles = u64::from(self.block_tokens / kernel);
-        if tiles == 0 || self.block_tokens % kernel != 0 {
+        if tiles == 0 || !self.block_tokens.is_multiple_of(kernel) {
             return Err(Error::new(
                 Status::InvalidLayout,
                 format!("kernel block of {kernel} tokens does not divide block of {}", self.block_tokens),

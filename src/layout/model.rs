@@ -172,7 +172,7 @@ impl Model {
             let what = format!("tp {} x pp {}, at most {} ranks are allowed", p.tp, p.pp, limit::RANKS);
             return Err(Error::new(Status::Limit, what));
         }
-        if p.dcp == 0 || p.tp % p.dcp != 0 || p.interleave == 0 || p.align == 0 {
+        if p.dcp == 0 || !p.tp.is_multiple_of(p.dcp) || p.interleave == 0 || p.align == 0 {
             return bad(format!("dcp {} of tp {}, interleave {}, align {}", p.dcp, p.tp, p.interleave, p.align));
         }
         if let Some(layer) = self.caches.iter().flat_map(|c| &c.layers).find(|l| **l >= self.num_layers) {

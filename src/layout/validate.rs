@@ -175,7 +175,7 @@ fn part(desc: &LayoutDesc, t: &Tensor, g: &Group, what: &str, p: &Part, problems
         }
     }
     if let Some(tile) = p.tile {
-        if tile.tokens == 0 || g.block_tokens % tile.tokens.max(1) != 0 {
+        if tile.tokens == 0 || !g.block_tokens.is_multiple_of(tile.tokens.max(1)) {
             problems.add(format!("{what}: tile of {} tokens does not divide block of {}", tile.tokens, g.block_tokens));
         }
         if g.kind == GroupKind::Slots {

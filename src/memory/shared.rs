@@ -55,7 +55,7 @@ impl SharedMemory {
     /// # Errors
     /// [`Status::InvalidArgument`] if it does not lie inside.
     pub fn store_word(&self, offset: usize, word: u64) -> Result<()> {
-        if offset % 8 != 0 || offset.checked_add(8).is_none_or(|end| end > self.len) {
+        if !offset.is_multiple_of(8) || offset.checked_add(8).is_none_or(|end| end > self.len) {
             return Err(Error::new(Status::InvalidArgument, format!("word at byte {offset} of {} bytes", self.len)));
         }
         // SAFETY: aligned (mappings begin at a page), inside the mapping, which lives as long as `self`; every access to

@@ -62,14 +62,14 @@ impl<T> Slab<T> {
     }
 
     pub fn insert(&mut self, value: T) -> Id {
-        if let Some(index) = self.free.pop() {
-            if let Some(slot) = self.slots.get_mut(index) {
-                let generation = match slot {
-                    Slot::Free { generation } | Slot::Full { generation, .. } => *generation,
-                };
-                *slot = Slot::Full { generation, value };
-                return Id::new(self.kind, generation, index);
-            }
+        if let Some(index) = self.free.pop()
+            && let Some(slot) = self.slots.get_mut(index)
+        {
+            let generation = match slot {
+                Slot::Free { generation } | Slot::Full { generation, .. } => *generation,
+            };
+            *slot = Slot::Full { generation, value };
+            return Id::new(self.kind, generation, index);
         }
         self.slots.push(Slot::Full { generation: self.seed, value });
         Id::new(self.kind, self.seed, self.slots.len() - 1)

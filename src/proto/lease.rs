@@ -92,12 +92,11 @@ impl Leases {
     }
 
     fn remember(&mut self, request: String, status: Status, round: u32) {
-        if self.ended.len() >= REMEMBERED {
-            if let Some((old, serial)) = self.ended.pop_front() {
-                if self.ended_by_request.get(&old).is_some_and(|e| e.serial == serial) {
-                    self.ended_by_request.remove(&old);
-                }
-            }
+        if self.ended.len() >= REMEMBERED
+            && let Some((old, serial)) = self.ended.pop_front()
+            && self.ended_by_request.get(&old).is_some_and(|e| e.serial == serial)
+        {
+            self.ended_by_request.remove(&old);
         }
         self.serial += 1;
         let serial = self.serial;

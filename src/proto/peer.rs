@@ -262,10 +262,10 @@ impl Endpoint {
         let Some(s) = self.sessions.get(conn) else { return };
         let (Some(peer), Some(rank)) = (s.peer, s.remote.as_ref().map(|r| r.rank)) else { return };
         let first = self.peers.get(peer).and_then(|p| p.sessions.get(&rank).copied());
-        if !first.and_then(|c| self.sessions.get(c)).is_some_and(Session::is_linked) {
-            if let Some(p) = self.peers.get_mut(peer) {
-                p.sessions.insert(rank, conn);
-            }
+        if !first.and_then(|c| self.sessions.get(c)).is_some_and(Session::is_linked)
+            && let Some(p) = self.peers.get_mut(peer)
+        {
+            p.sessions.insert(rank, conn);
         }
         self.check_handshake(now, peer);
     }

@@ -220,10 +220,10 @@ impl Endpoint {
             return self.send(conn, done);
         }
         let job = self.new_job(JobOwner::Read { transfer: id, part: index });
-        if let Some(Transfer::Read(r)) = self.transfers.get_mut(id) {
-            if let Some(p) = r.parts.get_mut(index) {
-                p.job = Some(job);
-            }
+        if let Some(Transfer::Read(r)) = self.transfers.get_mut(id)
+            && let Some(p) = r.parts.get_mut(index)
+        {
+            p.job = Some(job);
         }
         let action = if pull { Action::Pull } else { Action::Receive { tag: read_tag(op) } };
         let source = self.sessions.get(conn).and_then(|s| s.remote.as_ref()).map(|r| r.incarnation);

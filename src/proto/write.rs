@@ -181,10 +181,10 @@ impl Endpoint {
         };
         let staged = matches!(plan.form(), Form::Staged { .. });
         let job = self.new_job(JobOwner::Write { transfer: id, part: index });
-        if let Some(Transfer::Write(w)) = self.transfers.get_mut(id) {
-            if let Some(p) = w.parts.get_mut(index) {
-                (p.job, p.sent) = (Some(job), true);
-            }
+        if let Some(Transfer::Write(w)) = self.transfers.get_mut(id)
+            && let Some(p) = w.parts.get_mut(index)
+        {
+            (p.job, p.sent) = (Some(job), true);
         }
         let action = Action::Send { tag: write_tag(op) };
         self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark: None });

@@ -51,7 +51,7 @@ mod tests {
         let mut words = std::collections::HashSet::new();
         for i in 0..10_000u64 {
             let m = LeaseMark::new(7, &format!("r{i}"), 1);
-            assert!(m.offset % 8 == 0 && (m.offset as usize) < BOARD_BYTES && m.word != 0);
+            assert!(m.offset.is_multiple_of(8) && (m.offset as usize) < BOARD_BYTES && m.word != 0);
             assert!(words.insert(m.word));
             assert_ne!(m.word, LeaseMark::new(8, &format!("r{i}"), 1).word);
         }

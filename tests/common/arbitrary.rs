@@ -108,7 +108,7 @@ pub fn side() -> impl Strategy<Value = Side> {
     let form = (order(), any::<bool>(), any::<bool>(), 0u64..3, 0u8..4, any::<bool>());
     (topology, blocks, context, form).prop_map(
         |((tp, pp, dcp), (block_tokens, tiles), interleave, (order, planes, sd, speculative, shared, rings))| {
-            let divisors = |n: u32| (1..=n).filter(|d| n % d == 0).collect::<Vec<u32>>();
+            let divisors = |n: u32| (1..=n).filter(|d| n.is_multiple_of(*d)).collect::<Vec<u32>>();
             let dcps = divisors(tp);
             let dcp = if dcp < 4 { 1 } else { dcps[dcp % dcps.len()] };
             let kernels = divisors(block_tokens);

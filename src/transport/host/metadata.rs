@@ -178,7 +178,7 @@ mod tests {
             index: i as u32 * 3,
             addr: 0x7000_0000 + i as u64 * 4096,
             len: 4096,
-            file: (i % 2 == 0).then_some(File { fd: i as i32, device: 1, inode: 77 + i as u64 }),
+            file: i.is_multiple_of(2).then_some(File { fd: i as i32, device: 1, inode: 77 + i as u64 }),
         };
         Metadata {
             ways: way::SHM | way::CMA | way::TCP,

@@ -103,11 +103,11 @@ impl Host {
 
     /// Notes that a socket may have something to do.
     fn activate(&mut self, slot: usize) {
-        if let Some(Some(conn)) = self.sockets.get_mut(slot) {
-            if !conn.queued {
-                conn.queued = true;
-                self.active.push_back(slot);
-            }
+        if let Some(Some(conn)) = self.sockets.get_mut(slot)
+            && !conn.queued
+        {
+            conn.queued = true;
+            self.active.push_back(slot);
         }
     }
 

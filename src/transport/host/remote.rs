@@ -114,7 +114,7 @@ impl Remote {
     /// The word at an offset, read after everything that was copied before.
     pub fn peek(&self, region: u32, offset: u64) -> Option<u64> {
         let mut word = [0u8; 8];
-        if offset % 8 != 0 || self.len(region)?.checked_sub(8)? < offset {
+        if !offset.is_multiple_of(8) || self.len(region)?.checked_sub(8)? < offset {
             return None;
         }
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
