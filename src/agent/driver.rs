@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const LINGER: Duration = Duration::from_micros(50);
 /// How long the thread leaves the work to an engine that polls before it looks again.
 const NAP: Duration = Duration::from_millis(1);
+/// Looks for events between two looks of the thread that tell an engine that polls in a loop.
+const SPINNING: u32 = 16;
 /// Bytes that an engine's thread moves in one poll at most.
 const POLL_SLICE: u64 = 128 << 10;
 
@@ -62,7 +64,8 @@ impl Driver<'_> {
                 return Err(Error::new(Status::Internal, "a call panicked"));
             }
             let now = Instant::now();
-            let driven = self.shared.driven.swap(false, Ordering::SeqCst);
+            // One look follows every event of an engine that waits for the descriptor; many follow no event at all.
+            let driven = self.shared.looks.swap(0, Ordering::SeqCst) >= SPINNING;
             if self.shared.pending.load(Ordering::SeqCst) && !driven {
                 linger = now + LINGER;
             }
@@ -99,7 +102,7 @@ impl Driver<'_> {
         if self.shared.stop.load(Ordering::Acquire) || self.shared.poisoned.load(Ordering::Acquire) {
             return;
         }
-        self.shared.driven.store(true, Ordering::SeqCst);
+        self.shared.looks.fetch_add(1, Ordering::SeqCst);
         let poison = PoisonOnUnwind(self.shared);
         let before = reactor.due();
         let mut ready = Vec::new();

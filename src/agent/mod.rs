@@ -30,7 +30,7 @@ use reactor::Reactor;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -49,8 +49,8 @@ pub(crate) struct Shared {
     pending: AtomicBool,
     /// The reactor's thread is, or is about to be, asleep: a wake-up needs a system call.
     asleep: AtomicBool,
-    /// An engine's thread has driven the reactor lately.
-    driven: AtomicBool,
+    /// How often engines' threads have looked for events since the reactor's thread did.
+    looks: AtomicU32,
 }
 
 /// Counters since the agent's start.
@@ -154,7 +154,7 @@ impl Agent {
             wake,
             pending: AtomicBool::new(true),
             asleep: AtomicBool::new(false),
-            driven: AtomicBool::new(false),
+            looks: AtomicU32::new(0),
         });
         let reactor = Reactor::new(shared.clone(), poller.clone(), listener, transports, &config)?;
         let reactor = Arc::new(Mutex::new(reactor));
