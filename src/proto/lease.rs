@@ -188,11 +188,12 @@ impl Endpoint {
         (request, round): (&str, u32),
         expected: u32,
     ) -> Result<()> {
-        let directory = self.peer_for(conn).and_then(|(_, p, rank)| Some((p.directory.clone()?, rank)));
-        let Some((directory, rank)) = directory else { return Ok(()) };
-        let (ranks, instance) = (directory.entries().len(), directory.entry(0).map_or(0, |e| e.incarnation));
-        if expected == 0 || expected as usize > ranks {
-            let text = format!("{expected} consumers of request {request:?} in an instance of {ranks} ranks");
+        let found = self.peer_for(conn).and_then(|(id, p, rank)| Some((id, p.directory.clone()?, rank)));
+        let Some((peer, directory, rank)) = found else { return Ok(()) };
+        let instance = directory.entry(0).map_or(0, |e| e.incarnation);
+        let known = self.outbound(peer)?.consumers;
+        if expected != known {
+            let text = format!("{expected} consumers of request {request:?}, by the layouts there are {known}");
             return Err(Error::new(Status::Protocol, text));
         }
         let held = match self.leases.find(request, round) {
@@ -206,10 +207,6 @@ impl Endpoint {
             return Ok(());
         };
         let c = lease.consumers.entry(instance).or_insert(Consumers { expected, done: BTreeSet::new() });
-        if c.expected != expected {
-            let text = format!("{expected} consumers of request {request:?}, another rank said {}", c.expected);
-            return Err(Error::new(Status::Protocol, text));
-        }
         c.done.insert(rank);
         let finished = c.done.len() >= c.expected as usize;
         self.send(conn, Message::Ack { op, status: 0 });

@@ -43,6 +43,15 @@ pub(super) struct Handshake {
     needed: Option<Vec<u32>>,
 }
 
+/// What we give to another instance.
+#[derive(Debug)]
+pub(super) struct Outbound {
+    /// One plan for each of its ranks that takes bytes from us.
+    pub plans: Vec<Plan>,
+    /// How many of its ranks acknowledge us.
+    pub consumers: u32,
+}
+
 /// Another instance.
 pub(super) struct Peer {
     pub directory: Option<Arc<Directory>>,
@@ -54,7 +63,7 @@ pub(super) struct Peer {
     pub dead: Option<Error>,
     pub sessions: BTreeMap<u32, ConnId>,
     inbound: Option<Result<Arc<Inbound>>>,
-    outbound: Option<Result<Arc<Vec<Plan>>>>,
+    outbound: Option<Result<Arc<Outbound>>>,
 }
 
 impl Peer {
@@ -201,7 +210,7 @@ impl Endpoint {
             needed.extend(inbound.acknowledges.iter().map(|(rank, _)| *rank));
         }
         if direction.outbound() {
-            needed.extend(self.outbound(peer)?.iter().map(Plan::destination));
+            needed.extend(self.outbound(peer)?.plans.iter().map(Plan::destination));
         }
         needed.sort_unstable();
         needed.dedup();
@@ -234,19 +243,20 @@ impl Endpoint {
     }
 
     /// What we give to each rank of a peer; compiled on first use.
-    pub(super) fn outbound(&mut self, peer: Id) -> Result<Arc<Vec<Plan>>> {
+    pub(super) fn outbound(&mut self, peer: Id) -> Result<Arc<Outbound>> {
         let (own, theirs) = self.both_directories(peer)?;
         let rank = self.me.rank;
         let stale = || Error::new(Status::BadHandle, "no such peer");
         let p = self.peers.get_mut(peer).ok_or_else(stale)?;
         let compiled = p.outbound.get_or_insert_with(|| {
-            let mut plans = Vec::new();
+            let mut out = Outbound { plans: Vec::new(), consumers: 0 };
             for destination in 0..theirs.layouts().len() {
                 let inbound = compile(own.layouts(), theirs.layouts(), destination)
                     .map_err(|v| Error::new(Status::Incompatible, v.to_string()))?;
-                plans.extend(inbound.plans.into_iter().filter(|p| p.source() == rank));
+                out.plans.extend(inbound.plans.into_iter().filter(|p| p.source() == rank));
+                out.consumers += u32::from(inbound.acknowledges.iter().any(|(s, _)| *s == rank));
             }
-            Ok(Arc::new(plans))
+            Ok(Arc::new(out))
         });
         compiled.clone()
     }

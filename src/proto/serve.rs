@@ -38,8 +38,8 @@ impl Endpoint {
             let text = format!("request {:?} has {tokens} tokens, the reader says {}", r.request, r.range.token_total);
             return Err(Error::new(Status::InvalidBlocks, text));
         }
-        let plans = self.outbound(peer)?;
-        let Some(plan) = plans.iter().find(|p| p.destination() == rank) else {
+        let outbound = self.outbound(peer)?;
+        let Some(plan) = outbound.plans.iter().find(|p| p.destination() == rank) else {
             return Err(Error::new(Status::Protocol, format!("rank {rank} has nothing to read here")));
         };
         let (spans, _) = self.expand(plan, &blocks, &r.blocks, &r.range)?;

@@ -101,9 +101,9 @@ impl Endpoint {
         if !args.aux.is_empty() && !args.last {
             return Err(Error::new(Status::InvalidArgument, "a side payload travels with the last write only"));
         }
-        let plans = self.outbound(args.peer)?;
+        let outbound = self.outbound(args.peer)?;
         let mut parts = Vec::new();
-        for plan in plans.iter() {
+        for plan in outbound.plans.iter() {
             let conn = self.session_with(args.peer, plan.destination())?;
             let op = self.fresh();
             let rank = plan.destination();
@@ -170,8 +170,8 @@ impl Endpoint {
                 format!("write {op}: the sink asks for {range:?} of {:?}", w.range),
             ));
         }
-        let plans = self.outbound(w.peer)?;
-        let Some(plan) = plans.iter().find(|x| x.destination() == rank) else { return Ok(()) };
+        let outbound = self.outbound(w.peer)?;
+        let Some(plan) = outbound.plans.iter().find(|x| x.destination() == rank) else { return Ok(()) };
         let (spans, _) = match self.expand(plan, &src, blocks, &range) {
             Ok(x) => x,
             Err(e) => {

@@ -256,6 +256,7 @@ fn a_consumer_that_lies_about_their_number_releases_nothing_early() {
         let (ticket, offers) = w.offer(&p, "r", 16, 0, Some(secs(2)));
         w.sim.inject(d[0], p[0], Message::Done { op: 99, request: "r".into(), round: 1, consumers: lie });
         w.sim.run_for(millis(20));
+        assert_eq!(w.outcome(offers[0].0), None, "{lie}");
         let reads: Vec<u64> = (0..2)
             .filter_map(|i| w.read(d[i], peers[i], &ticket, "r", 50, Reading::default()).ok())
             .map(|r| r.0)
