@@ -147,7 +147,7 @@ impl Endpoint {
             self.withdraw(id);
         }
         for id in self.accepts.ids() {
-            self.fail_accept(now, id, error.clone());
+            self.fail_accept(id, error.clone());
         }
     }
 
@@ -207,18 +207,18 @@ impl Endpoint {
 
     pub(super) fn on_request_message(&mut self, now: Instant, conn: ConnId, message: Message) -> Result<()> {
         match message {
-            Message::Read(r) => self.on_read(now, conn, r),
-            Message::ReadFailed { op, status, text } => self.on_read_failed(now, conn, op, status, text),
+            Message::Read(r) => self.on_read(conn, r),
+            Message::ReadFailed { op, status, text } => self.on_read_failed(conn, op, status, text),
             Message::ReadCancel { op } => self.on_read_cancel(conn, op),
             Message::Done { op, request, round, consumers } => {
                 self.on_done(now, conn, op, (&request, round), consumers)
             }
-            Message::Ack { op, status } => self.on_ack(now, conn, op, status),
+            Message::Ack { op, status } => self.on_ack(conn, op, status),
             Message::Write(w) => self.on_write(now, conn, w),
             Message::WriteGo { op, range, blocks } => self.on_write_go(now, conn, op, range, &blocks),
             Message::WriteDone { op, status, text, bytes } => self.on_write_done(now, conn, op, status, text, bytes),
-            Message::WriteCancel { op } => self.on_write_cancel(now, conn, op),
-            Message::WriteAck { op, status } => self.on_write_ack(now, conn, op, status),
+            Message::WriteCancel { op } => self.on_write_cancel(conn, op),
+            Message::WriteAck { op, status } => self.on_write_ack(conn, op, status),
             Message::Notify(payload) => {
                 let (peer, rank) = self.peer_of(conn);
                 self.emit(Event { payload, peer, rank, ..Event::new(EventKind::Notification, Status::Ok) });
@@ -235,10 +235,10 @@ impl Endpoint {
         self.give_spans(spans);
         let Some(owner) = self.jobs.remove(&job) else { return };
         match owner {
-            JobOwner::Read { transfer, part } => self.read_job_ended(now, transfer, part, end, count),
+            JobOwner::Read { transfer, part } => self.read_job_ended(transfer, part, end, count),
             JobOwner::Write { transfer, part } => self.write_job_ended(now, transfer, part, end, count),
             JobOwner::Serve { conn, op } => self.served_job_ended(conn, op, end),
-            JobOwner::Sink { accept, op } => self.sink_job_ended(now, accept, op, end),
+            JobOwner::Sink { accept, op } => self.sink_job_ended(accept, op, end),
         }
     }
 
@@ -256,7 +256,7 @@ impl Endpoint {
             Some(Kind::Offer) => self.withdraw(id).ok_or_else(stale),
             Some(Kind::Accept) => {
                 let error = Error::new(Status::Cancelled, "cancelled by the caller");
-                self.fail_accept(now, id, error).ok_or_else(stale)
+                self.fail_accept(id, error).ok_or_else(stale)
             }
             _ => Err(stale()),
         }
@@ -294,7 +294,7 @@ impl Endpoint {
 
     pub(super) fn fail_transfer(&mut self, now: Instant, id: Id, error: Error) {
         match self.transfers.get(id) {
-            Some(Transfer::Read(_)) => self.fail_read(now, id, error),
+            Some(Transfer::Read(_)) => self.fail_read(id, error),
             Some(Transfer::Write(_)) => self.fail_write(now, id, error),
             None => {}
         }

@@ -172,16 +172,16 @@ impl Endpoint {
             }
             Some(_) => {}
         }
-        self.link_if_needed(now, peer, conn, remote.rank)
+        self.link_if_needed(peer, conn, remote.rank)
     }
 
-    fn link_if_needed(&mut self, now: Instant, peer: Id, conn: ConnId, rank: u32) -> Result<()> {
+    fn link_if_needed(&mut self, peer: Id, conn: ConnId, rank: u32) -> Result<()> {
         let needed =
             self.peers.get(peer).and_then(|p| p.handshake.as_ref()?.needed.as_ref().map(|n| n.contains(&rank)));
         if needed == Some(true) {
             self.begin_link(conn, None)?;
         }
-        self.check_handshake(now, peer);
+        self.check_handshake(peer);
         Ok(())
     }
 
@@ -268,7 +268,7 @@ impl Endpoint {
         Ok((own, p.directory.clone().ok_or_else(|| wrong("the peer's directory"))?))
     }
 
-    pub(super) fn session_linked(&mut self, now: Instant, conn: ConnId) {
+    pub(super) fn session_linked(&mut self, conn: ConnId) {
         let Some(s) = self.sessions.get(conn) else { return };
         let (Some(peer), Some(rank)) = (s.peer, s.remote.as_ref().map(|r| r.rank)) else { return };
         let first = self.peers.get(peer).and_then(|p| p.sessions.get(&rank).copied());
@@ -277,7 +277,7 @@ impl Endpoint {
         {
             p.sessions.insert(rank, conn);
         }
-        self.check_handshake(now, peer);
+        self.check_handshake(peer);
     }
 
     fn missing_ranks(&self, peer: Id) -> Vec<u32> {
@@ -289,7 +289,7 @@ impl Endpoint {
             .collect()
     }
 
-    fn check_handshake(&mut self, _now: Instant, peer: Id) {
+    fn check_handshake(&mut self, peer: Id) {
         let Some(p) = self.peers.get(peer) else { return };
         if p.handshake.as_ref().is_none_or(|h| h.needed.is_none()) || !self.missing_ranks(peer).is_empty() {
             return;
@@ -365,7 +365,7 @@ impl Endpoint {
     pub(super) fn session_lost(&mut self, now: Instant, conn: ConnId, session: Session, error: Error) {
         self.drop_served(conn);
         if let (Some(peer), Some(remote)) = (session.peer, &session.remote) {
-            self.drop_sink_session(now, conn, peer, remote.rank, &error);
+            self.drop_sink_session(conn, peer, remote.rank, &error);
         }
         let ids: Vec<Id> = self.transfers.iter().filter(|(_, t)| uses(t, conn)).map(|(id, _)| id).collect();
         for id in ids {

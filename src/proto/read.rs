@@ -174,7 +174,7 @@ impl Endpoint {
         for part in ready {
             self.start_part(id, part);
         }
-        self.check_read(now, id);
+        self.check_read(id);
         Ok(id)
     }
 
@@ -234,7 +234,7 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn read_job_ended(&mut self, now: Instant, id: Id, part: usize, end: JobEnd, spans: u64) {
+    pub(super) fn read_job_ended(&mut self, id: Id, part: usize, end: JobEnd, spans: u64) {
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
         r.quarantined |= !end.quiescent;
         let Some(p) = r.parts.get_mut(part) else { return };
@@ -252,13 +252,13 @@ impl Endpoint {
             Ok(()) => p.step = Step::Failed,
             Err(e) => {
                 p.step = Step::Failed;
-                self.fail_read(now, id, e);
+                self.fail_read(id, e);
             }
         }
-        self.check_read(now, id);
+        self.check_read(id);
     }
 
-    pub(super) fn on_ack(&mut self, now: Instant, conn: ConnId, op: u64, status: i32) -> Result<()> {
+    pub(super) fn on_ack(&mut self, conn: ConnId, op: u64, status: i32) -> Result<()> {
         let Some((id, part)) = self.find_op(conn, op) else { return Ok(()) };
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return Ok(()) };
         let request = r.request.clone();
@@ -276,20 +276,13 @@ impl Endpoint {
             p.step = Step::Failed;
             let status = told(status, Status::Protocol);
             let text = format!("the source's lease of request {request:?} did not hold until the data was here");
-            self.fail_read(now, id, Error::new(status, text));
+            self.fail_read(id, Error::new(status, text));
         }
-        self.check_read(now, id);
+        self.check_read(id);
         Ok(())
     }
 
-    pub(super) fn on_read_failed(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        op: u64,
-        status: i32,
-        text: String,
-    ) -> Result<()> {
+    pub(super) fn on_read_failed(&mut self, conn: ConnId, op: u64, status: i32, text: String) -> Result<()> {
         let Some((id, part)) = self.find_op(conn, op) else { return Ok(()) };
         if let Some(Transfer::Read(r)) = self.transfers.get(id) {
             if r.parts.get(part).is_some_and(|p| p.step == Step::Valid) {
@@ -297,14 +290,14 @@ impl Endpoint {
                 return Ok(());
             }
             let status = told(status, Status::Refused);
-            self.fail_read(now, id, Error::new(status, format!("the source refused: {text}")));
-            self.check_read(now, id);
+            self.fail_read(id, Error::new(status, format!("the source refused: {text}")));
+            self.check_read(id);
         }
         Ok(())
     }
 
     /// Stops what runs; the event comes when nothing touches the destination any more.
-    pub(super) fn fail_read(&mut self, now: Instant, id: Id, error: Error) {
+    pub(super) fn fail_read(&mut self, id: Id, error: Error) {
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
         if r.failure.is_some() {
             return;
@@ -324,11 +317,11 @@ impl Endpoint {
                 self.send(conn, Message::ReadCancel { op });
             }
         }
-        self.check_read(now, id);
+        self.check_read(id);
     }
 
     /// Ends the transfer when all its parts have ended.
-    fn check_read(&mut self, _now: Instant, id: Id) {
+    fn check_read(&mut self, id: Id) {
         let Some(Transfer::Read(r)) = self.transfers.get(id) else { return };
         let running = |p: &Part| p.job.is_some() || (p.step == Step::Validating && r.failure.is_none());
         if r.parts.iter().any(running) {
@@ -347,16 +340,20 @@ impl Endpoint {
             spans: r.spans,
             ..Event::new(EventKind::Transfer, Status::Ok)
         };
-        if let Some(e) = r.failure.take() {
+        let failed = r.failure.take();
+        if let Some(e) = &failed {
             let status = if r.quarantined { Status::Quarantined } else { e.status() };
             (event.status, event.text) = (status, e.message().to_string());
             self.remember_failed(id, &r);
-            self.emit(event);
-            return r.untold.drain(..).for_each(|(conn, done)| self.send(conn, done));
         }
         // The engine first: it waits, the sources do not.
         self.emit(event);
-        r.untold.drain(..).for_each(|(conn, done)| self.send(conn, done));
+        for (conn, done) in std::mem::take(&mut r.untold) {
+            self.send(conn, done);
+        }
+        if failed.is_some() {
+            return;
+        }
         let mut everybody: Vec<ConnId> = r.parts.iter().map(|p| p.conn).collect();
         for (conn, consumers) in &r.courtesy {
             let op = self.fresh();

@@ -5,7 +5,6 @@ use super::output::{Action, ConnId, JobEnd, JobId, Output, check_op, read_tag};
 use crate::error::{Error, Result, Status};
 use crate::layout::Form;
 use crate::wire::{Message, ReadRequest};
-use std::time::Instant;
 
 /// A stream that we send for a reader.
 pub(super) struct Served {
@@ -14,20 +13,20 @@ pub(super) struct Served {
 }
 
 impl Endpoint {
-    pub(super) fn on_read(&mut self, now: Instant, conn: ConnId, r: ReadRequest) -> Result<()> {
+    pub(super) fn on_read(&mut self, conn: ConnId, r: ReadRequest) -> Result<()> {
         let op = r.op;
         check_op(op)?;
         if self.served.contains_key(&(conn, op)) {
             return Err(Error::new(Status::Protocol, format!("read {op} is running already")));
         }
-        if let Err(e) = self.serve(now, conn, r) {
+        if let Err(e) = self.serve(conn, r) {
             let text = e.message().to_string();
             self.send(conn, Message::ReadFailed { op, status: e.status().code(), text });
         }
         Ok(())
     }
 
-    fn serve(&mut self, _now: Instant, conn: ConnId, r: ReadRequest) -> Result<()> {
+    fn serve(&mut self, conn: ConnId, r: ReadRequest) -> Result<()> {
         let Some((peer, _, rank)) = self.peer_for(conn) else {
             return Err(Error::new(Status::Protocol, "read before the directory"));
         };

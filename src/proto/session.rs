@@ -489,7 +489,7 @@ impl Endpoint {
         }
         self.send(conn, message);
         if !ours {
-            self.session_linked(now, conn);
+            self.session_linked(conn);
         }
     }
 
@@ -529,7 +529,7 @@ impl Endpoint {
         let Some(s) = self.sessions.get_mut(conn) else { return };
         s.state = State::Linked;
         let early = std::mem::take(&mut s.deferred);
-        self.session_linked(now, conn);
+        self.session_linked(conn);
         for message in early {
             if let Err(e) = self.on_request_message(now, conn, message) {
                 return self.refuse(now, conn, e);

@@ -131,9 +131,9 @@ impl Endpoint {
         self.accepts.by_request.insert(request.clone(), id);
         self.timer(deadline, Timer::Accept(id));
         for p in self.unpark(|p| p.write.request == request) {
-            self.take_write(now, p.conn, p.write);
+            self.take_write(p.conn, p.write);
         }
-        self.check_accept(now, id);
+        self.check_accept(id);
         Ok(id)
     }
 
@@ -144,7 +144,7 @@ impl Endpoint {
             return Err(Error::new(Status::Protocol, format!("write {} was announced already", w.op)));
         }
         if self.accepts.by_request.contains_key(&w.request) {
-            self.take_write(now, conn, w);
+            self.take_write(conn, w);
         } else if self.accepts.parked.len() < self.config.max_parked {
             let until = later(now, self.config.transfer_timeout);
             self.timer(until, Timer::Parked);
@@ -185,7 +185,7 @@ impl Endpoint {
     }
 
     /// Starts to take a write whose request is accepted.
-    fn take_write(&mut self, now: Instant, conn: ConnId, w: WriteRequest) {
+    fn take_write(&mut self, conn: ConnId, w: WriteRequest) {
         let op = w.op;
         let Some(id) = self.accepts.by_request.get(&w.request).copied() else { return };
         let (inbound, rank) = match self.admit(conn, id) {
@@ -193,9 +193,9 @@ impl Endpoint {
             // Not the accept's fault: it goes on waiting for whom it waits for.
             Err(e) => return self.write_done(conn, op, &Err(e), 0),
         };
-        if let Err(e) = self.begin_write(now, conn, id, w, &inbound, rank) {
+        if let Err(e) = self.begin_write(conn, id, w, &inbound, rank) {
             self.write_done(conn, op, &Err(e.clone()), 0);
-            self.fail_accept(now, id, e);
+            self.fail_accept(id, e);
         }
     }
 
@@ -226,15 +226,7 @@ impl Endpoint {
         Ok((inbound, rank))
     }
 
-    fn begin_write(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        id: Id,
-        w: WriteRequest,
-        inbound: &Inbound,
-        rank: u32,
-    ) -> Result<()> {
+    fn begin_write(&mut self, conn: ConnId, id: Id, w: WriteRequest, inbound: &Inbound, rank: u32) -> Result<()> {
         let Some(plan) = inbound.plans.iter().find(|p| p.source() == rank) else { return Ok(()) };
         let Some(a) = self.accepts.slab.get(id) else { return Ok(()) };
         let wanted = a.args.clone();
@@ -259,7 +251,7 @@ impl Endpoint {
         if pull && spans.is_empty() {
             self.give_spans(spans);
             let end = JobEnd { result: Ok(()), bytes: 0, spans: Vec::new(), quiescent: true, held: false };
-            self.sink_job_ended(now, id, index, end);
+            self.sink_job_ended(id, index, end);
             return Ok(());
         }
         let job = self.new_job(JobOwner::Sink { accept: id, op: index });
@@ -277,7 +269,7 @@ impl Endpoint {
         Ok(())
     }
 
-    pub(super) fn sink_job_ended(&mut self, now: Instant, id: Id, index: usize, end: JobEnd) {
+    pub(super) fn sink_job_ended(&mut self, id: Id, index: usize, end: JobEnd) {
         let Some(a) = self.accepts.slab.get_mut(id) else { return };
         a.quarantined |= !end.quiescent;
         let failure = a.failure.clone();
@@ -287,12 +279,12 @@ impl Endpoint {
         let result = end.result.and(failure.map_or(Ok(()), Err));
         self.write_done(conn, number, &result, end.bytes);
         if result.is_err() || !pulled {
-            self.end_op(now, id, index, result);
+            self.end_op(id, index, result);
         }
     }
 
     /// The source says whether it still held what we pulled.
-    pub(super) fn on_write_ack(&mut self, now: Instant, conn: ConnId, op: u64, status: i32) -> Result<()> {
+    pub(super) fn on_write_ack(&mut self, conn: ConnId, op: u64, status: i32) -> Result<()> {
         let Some((id, index)) = self.accepts.by_op.get(&(conn, op)).copied() else { return Ok(()) };
         let Some(a) = self.accepts.slab.get(id) else { return Ok(()) };
         if a.ops.get(index).and_then(Option::as_ref).is_none_or(|o| o.job.is_some()) {
@@ -302,12 +294,12 @@ impl Endpoint {
             0 => Ok(()),
             _ => Err(Error::new(told(status, Status::Cancelled), "the source gave up its write before it was here")),
         };
-        self.end_op(now, id, index, result);
+        self.end_op(id, index, result);
         Ok(())
     }
 
     /// A write has ended, and whether its bytes count is known.
-    fn end_op(&mut self, now: Instant, id: Id, index: usize, result: Result<()>) {
+    fn end_op(&mut self, id: Id, index: usize, result: Result<()>) {
         let peer = self.accepts.slab.get(id).and_then(|a| a.peer);
         let inbound = peer.and_then(|p| self.inbound(p).ok());
         let Some(a) = self.accepts.slab.get_mut(id) else { return };
@@ -326,16 +318,16 @@ impl Endpoint {
                     a.aux = op.aux;
                 }
             }
-            Err(e) => drop(self.fail_accept(now, id, e)),
+            Err(e) => drop(self.fail_accept(id, e)),
         }
-        self.check_accept(now, id);
+        self.check_accept(id);
     }
 
-    pub(super) fn on_write_cancel(&mut self, now: Instant, conn: ConnId, op: u64) -> Result<()> {
+    pub(super) fn on_write_cancel(&mut self, conn: ConnId, op: u64) -> Result<()> {
         let cancelled = Error::new(Status::Cancelled, "the source cancelled its write");
         if let Some((id, index)) = self.accepts.by_op.get(&(conn, op)).copied() {
             let job = self.accepts.slab.get(id).and_then(|a| a.ops.get(index)?.as_ref()?.job);
-            self.fail_accept(now, id, cancelled);
+            self.fail_accept(id, cancelled);
             if job.is_some() {
                 // Answered when the job has ended.
                 return Ok(());
@@ -351,7 +343,7 @@ impl Endpoint {
         let Some(a) = self.accepts.slab.get(id) else { return };
         if a.deadline <= now {
             let text = self.progress_text(a);
-            self.fail_accept(now, id, Error::new(Status::Deadline, format!("the accept's deadline passed: {text}")));
+            self.fail_accept(id, Error::new(Status::Deadline, format!("the accept's deadline passed: {text}")));
         }
     }
 
@@ -361,7 +353,7 @@ impl Endpoint {
     }
 
     /// Stops what runs; the event comes when nothing writes any more.
-    pub(super) fn fail_accept(&mut self, now: Instant, id: Id, error: Error) -> Option<()> {
+    pub(super) fn fail_accept(&mut self, id: Id, error: Error) -> Option<()> {
         let a = self.accepts.slab.get_mut(id)?;
         if a.failure.is_none() {
             a.failure = Some(error.clone());
@@ -370,12 +362,12 @@ impl Endpoint {
                 self.cancel_job(job, error.status());
             }
         }
-        self.check_accept(now, id);
+        self.check_accept(id);
         Some(())
     }
 
     /// A session is gone: requests that it was writing cannot complete.
-    pub(super) fn drop_sink_session(&mut self, now: Instant, conn: ConnId, peer: Id, rank: u32, error: &Error) {
+    pub(super) fn drop_sink_session(&mut self, conn: ConnId, peer: Id, rank: u32, error: &Error) {
         self.unpark(|p| p.conn == conn);
         let needed = self.inbound(peer).is_ok_and(|i| i.plans.iter().any(|p| p.source() == rank));
         let other = self
@@ -392,11 +384,11 @@ impl Endpoint {
             .map(|(id, _)| id)
             .collect();
         for id in hit {
-            self.fail_accept(now, id, error.clone());
+            self.fail_accept(id, error.clone());
         }
     }
 
-    fn check_accept(&mut self, _now: Instant, id: Id) {
+    fn check_accept(&mut self, id: Id) {
         let Some(a) = self.accepts.slab.get(id) else { return };
         let running = a.ops.iter().flatten().any(|o| o.job.is_some());
         if running || (a.failure.is_none() && !self.accept_finished(id)) {

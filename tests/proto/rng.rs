@@ -1,33 +1,30 @@
-//! A small deterministic generator: a failing seed reproduces the whole run.
+//! The generator of tests/common, with what the simulator draws: a failing seed reproduces the whole run.
 
+#[path = "../common/rng.rs"]
+#[allow(dead_code)]
+mod base;
+
+pub use base::mix;
 use std::ops::Range;
 use std::time::Duration;
 
-pub struct Rng(u64);
-
-pub fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
+pub struct Rng(base::Rng);
 
 impl Rng {
     pub fn new(seed: u64) -> Rng {
-        Rng(mix(seed))
+        Rng(base::Rng::new(seed))
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.0)
+        self.0.next()
     }
 
     pub fn below(&mut self, range: Range<u64>) -> u64 {
-        range.start + self.next() % (range.end - range.start).max(1)
+        range.start + self.0.below(range.end - range.start)
     }
 
     pub fn chance(&mut self, percent: u64) -> bool {
-        self.below(0..100) < percent
+        self.0.chance(percent)
     }
 
     pub fn micros(&mut self, range: Range<u64>) -> Duration {
