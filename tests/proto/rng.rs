@@ -15,10 +15,6 @@ impl Rng {
         Rng(base::Rng::new(seed))
     }
 
-    pub fn next(&mut self) -> u64 {
-        self.0.next()
-    }
-
     pub fn below(&mut self, range: Range<u64>) -> u64 {
         range.start + self.0.below(range.end - range.start)
     }
