@@ -66,7 +66,7 @@ impl Child {
     }
 
     pub fn answer(&mut self) -> String {
-        self.answers.recv_timeout(2 * PATIENCE).expect("an answer of the other process")
+        self.answers.recv_timeout(4 * PATIENCE).expect("an answer of the other process")
     }
 
     pub fn ask(&mut self, command: &str) -> String {
@@ -218,7 +218,8 @@ impl Inside {
                     "Received" => EventKind::Received,
                     other => panic!("{other}"),
                 };
-                let events = rank.several(kind, number(2) as usize, Instant::now() + PATIENCE);
+                // An accept that no write has reached ends at its own deadline only.
+                let events = rank.several(kind, number(2) as usize, Instant::now() + 3 * PATIENCE);
                 let status = |id: &Id| events.iter().find(|e: &&Event| e.id == id.0).unwrap().status.code().to_string();
                 ids.iter().map(status).collect::<Vec<_>>().join(" ")
             }
