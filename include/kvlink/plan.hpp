@@ -21,13 +21,12 @@ public:
     /* Not of a single id: a number here is a mistake. */
     template <class Ids, class = std::enable_if_t<std::is_convertible_v<const Ids&, Span<const std::uint32_t>> &&
                                                   !std::is_arithmetic_v<Ids>>>
-    Blocks(const Ids& block_ids, std::uint64_t first_position = 0) noexcept
-        : Blocks(Span<const std::uint32_t>(block_ids), first_position)
+    Blocks(const Ids& block_ids, std::uint64_t first_position = 0) noexcept : kvlink_blocks_t{}
     {
-    }
-    Blocks(Span<const std::uint32_t> block_ids, std::uint64_t first_position = 0) noexcept
-        : kvlink_blocks_t{block_ids.data(), block_ids.size(), first_position}
-    {
+        const Span<const std::uint32_t> all = block_ids;
+        ids = all.data();
+        count = all.size();
+        first = first_position;
     }
 };
 /* An array of them is handed to C as it is. */

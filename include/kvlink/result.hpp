@@ -122,11 +122,17 @@ class Exception; /* Result::value() needs KVLINK_EXCEPTIONS */
 
 namespace detail {
 
-/* The program used what is not there: continuing would be undefined. */
-[[noreturn]] inline void misuse(const char* what, const char* text) noexcept
+/* The program used what is not there: continuing would be undefined. Not inline, so that compilers do not look for the error
+ * in a result that has a value. */
+[[noreturn, gnu::noinline, gnu::cold]] inline void misuse(const char* what, const char* text) noexcept
 {
     std::fprintf(stderr, "kvlink: %s: %s\n", what, text);
     std::abort();
+}
+
+[[noreturn, gnu::noinline, gnu::cold]] inline void misuse(const Error& error) noexcept
+{
+    misuse("a result was used that is an error", error.message().c_str());
 }
 
 } // namespace detail
@@ -186,7 +192,7 @@ private:
     {
         const T* value = std::get_if<0>(&state_);
         if (value == nullptr)
-            detail::misuse("a result was used that is an error", error().message().c_str());
+            detail::misuse(*std::get_if<1>(&state_));
         return value;
     }
 
