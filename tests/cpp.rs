@@ -230,6 +230,17 @@ fn mistakes_do_not_compile() {
 }
 
 #[test]
+fn the_example_of_the_document_compiles() {
+    let doc = std::fs::read_to_string(source("docs/cpp.md")).unwrap();
+    let code = doc.split("```cpp\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let file = out("document").join("document.cpp");
+    let given = "std::string_view json, void* cache, std::size_t cache_bytes, kvlink::PeerId peer, std::string_view ticket, \
+                 const std::vector<std::uint32_t>& ids, int timeout_ms, void (*resume_request)()";
+    std::fs::write(&file, format!("#include <kvlink.hpp>\nvoid f({given})\n{{\n{code}}}\n")).unwrap();
+    expect_success(compiler("g++", &["-std=c++17", "-DKVLINK_EXCEPTIONS", "-fsyntax-only"]).arg(file));
+}
+
+#[test]
 fn the_missing_value_of_a_result_ends_the_program() {
     let dir = out("misuse");
     for (name, misuse, says) in [

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <string>
 
+#include <unistd.h>
+
 [[noreturn]] inline void fail(const char* file, int line, const std::string& what)
 {
     std::fprintf(stderr, "%s:%d: %s\n", file, line, what.c_str());
@@ -43,8 +45,8 @@ void check_fails(const kvlink::Result<T>& result, kvlink::Status status, const c
         fail(file, line, std::string(call) + ": not " + kvlink::status_text(status) + " with \"" + text + "\": " + message);
 }
 
-// Says that a test has run: the runner counts.
-#define RUN(test) (test(), std::puts(#test " ... ok"), std::fflush(stdout))
+// Runs a test and says so: the runner counts. One that hangs has failed.
+#define RUN(test) (alarm(240), test(), std::puts(#test " ... ok"), std::fflush(stdout))
 
 constexpr std::uint32_t layers = 2, block_tokens = 4, record = 64, num_blocks = 16;
 

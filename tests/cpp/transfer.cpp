@@ -1,7 +1,6 @@
 // Two agents in one process: reads, layer-wise writes, messages, ends; every byte and every event checked.
 #include "check.hpp"
 
-#include <numeric>
 #include <poll.h>
 
 using kvlink::Direction;
@@ -123,7 +122,7 @@ static void a_write_comes_layer_by_layer()
     CHECK(event.payload() == "first token" && same_blocks(source, from, sink, to));
 }
 
-static void parts_of_a_request_are_read_and_written()
+static void a_part_of_a_request_is_read()
 {
     Rank source("p"), sink("d");
     fill(source, 3);
@@ -131,9 +130,8 @@ static void parts_of_a_request_are_read_and_written()
     const kvlink::Blocks source_blocks(from);
     const std::string ticket = OK(source.agent.ticket(offer(source, "part", source_blocks)));
 
-    // Tokens 4 to 8 of layer 1: the second block. The list begins at that position.
-    const std::vector<std::uint32_t> one{9};
-    const kvlink::Blocks sink_blocks(one, 1);
+    // Tokens 4 to 8 of layer 1: the second block, and no other.
+    const kvlink::Blocks sink_blocks(to);
     kvlink::Read read = read_of(peer, ticket, sink_blocks);
     read.token_begin = 4;
     read.token_end = 8;
@@ -144,8 +142,20 @@ static void parts_of_a_request_are_read_and_written()
     const kvlink::Event event = sink.wait(EventKind::transfer);
     OK(event.result());
     CHECK(event.bytes() == 4 * record && std::memcmp(sink.at(1, 9), source.at(1, 1), 4 * record) == 0);
-    const std::vector<unsigned char> zeros(4 * record);
-    CHECK(std::memcmp(sink.at(0, 9), zeros.data(), zeros.size()) == 0);
+    for (std::uint32_t layer = 0; layer < layers; layer++)
+        for (std::uint32_t block = 0; block < num_blocks; block++)
+            for (std::uint32_t i = 0; i < block_tokens * record; i++)
+                CHECK((layer == 1 && block == 9) || sink.at(layer, block)[i] == 0);
+
+    // The same from a list that begins there; the first offer ended with its read.
+    const std::string another = OK(source.agent.ticket(offer(source, "again", source_blocks)));
+    const std::vector<std::uint32_t> one{2};
+    const kvlink::Blocks second(one, 1);
+    read.ticket = another;
+    read.blocks = second;
+    OK(sink.agent.read(read));
+    OK(sink.wait(EventKind::transfer).result());
+    CHECK(std::memcmp(sink.at(1, 2), source.at(1, 1), 4 * record) == 0);
 }
 
 static void messages_arrive_and_payloads_last_until_the_next_poll()
@@ -264,7 +274,7 @@ int main()
 {
     RUN(a_read_moves_every_byte);
     RUN(a_write_comes_layer_by_layer);
-    RUN(parts_of_a_request_are_read_and_written);
+    RUN(a_part_of_a_request_is_read);
     RUN(messages_arrive_and_payloads_last_until_the_next_poll);
     RUN(what_failed_says_why_and_which_blocks);
     RUN(stale_ids_and_regions_are_errors);
