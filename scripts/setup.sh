@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what building and testing need beside Rust: a C compiler with its sanitizers, and valgrind.
+# Installs what building and testing need beside Rust: C and C++ compilers with their sanitizers, and valgrind.
 set -eu
 
 missing=""
@@ -7,6 +7,8 @@ command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 command -v c++ >/dev/null 2>&1 || missing="$missing g++"
 command -v nm >/dev/null 2>&1 || missing="$missing binutils"
 if [ "${1:-}" = test ]; then
+    command -v g++ >/dev/null 2>&1 || missing="$missing g++"
+    command -v clang++ >/dev/null 2>&1 || missing="$missing clang"
     command -v valgrind >/dev/null 2>&1 || missing="$missing valgrind"
     # valgrind needs the symbols of the loader.
     [ -d /usr/lib/debug/.build-id ] || missing="$missing libc6-dbg"
