@@ -9,7 +9,6 @@ import "C"
 
 import (
 	"errors"
-	"os"
 
 	"kvlink/internal/hook"
 )
@@ -94,7 +93,10 @@ func (a *Agent) run() {
 		failed = a.poll()
 		return failed != nil
 	})
-	if errors.Is(err, os.ErrClosed) {
+	a.mu.Lock()
+	closing := a.closing
+	a.mu.Unlock()
+	if closing {
 		a.end(ErrClosed)
 		return
 	}
