@@ -45,7 +45,8 @@ const eventReserve = 64
 // Events is the channel of events, in the order in which they happened; it is closed when the agent has ended.
 //
 // The channel has room for Config.MaxEvents notifications. Whoever does not read it stops nothing else: when it is full,
-// a peer that notifies is cut off, which its PeerDown with ErrLimit says, and of other events the oldest are discarded.
+// a peer that notifies is cut off (as by the library, when notifications come faster than they are taken), and of other
+// events the oldest are discarded.
 func (a *Agent) Events() <-chan Event { return a.events }
 
 // report never blocks, so that neither the ends of operations nor Close wait for whoever reads the channel.
