@@ -43,6 +43,7 @@ toolchain="golang.org/toolchain@v0.0.1-go$fetched.linux-$arch"
 # Outside of any module: a go.mod that asks for a newer Go would stop the old one.
 dir=$(cd / && GO111MODULE=on GOFLAGS=-mod=mod GOTOOLCHAIN=local "$old" mod download -json "$toolchain" |
     sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+[ -n "$dir" ] || { echo "$toolchain cannot be fetched" >&2; exit 1; }
 # Modules are unpacked without the right to be run.
 find "$dir/bin" "$dir/pkg/tool" -type f -exec chmod 755 {} +
 new_enough "$dir/bin/go" || { echo "$dir/bin/go does not run, or is older than $needed" >&2; exit 1; }

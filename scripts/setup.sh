@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what building and testing need beside Rust: a C compiler with its sanitizers, and valgrind.
+# Installs what building and testing need beside Rust: a C compiler with its sanitizers, valgrind, pkg-config.
 set -eu
 
 missing=""
@@ -10,6 +10,9 @@ if [ "${1:-}" = test ]; then
     command -v valgrind >/dev/null 2>&1 || missing="$missing valgrind"
     # valgrind needs the symbols of the loader.
     [ -d /usr/lib/debug/.build-id ] || missing="$missing libc6-dbg"
+fi
+if [ "${1:-}" = test-go ]; then
+    command -v pkg-config >/dev/null 2>&1 || missing="$missing pkg-config"
 fi
 if ! command -v cargo >/dev/null 2>&1; then
     echo "kvlink needs Rust: cargo was not found (https://rustup.rs, or apt-get install rustup)" >&2
