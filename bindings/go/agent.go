@@ -147,6 +147,9 @@ func (a *Agent) Address() (string, error) {
 
 // Register binds shared memory to a region of the layout.
 func (a *Agent) Register(region uint32, memory *SharedMemory) error {
+	if memory == nil {
+		return &Error{Call: "kvlink_register", Status: ErrNullPointer, Message: fmt.Sprintf("memory of region %d is nil", region)}
+	}
 	memory.mu.Lock()
 	defer memory.mu.Unlock()
 	return a.RegisterMemory(region, memory.at, uintptr(memory.n))

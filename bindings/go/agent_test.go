@@ -97,6 +97,25 @@ func TestOldEventsGiveWay(t *testing.T) {
 	}
 }
 
+// What the goroutine does when the library says that the agent has failed; here its descriptor is taken from it.
+func TestAFailedAgentEndsWhatIsUnderWay(t *testing.T) {
+	a := newRank(t, testDesc(testLayers, testBlocks, 8), Config{Instance: "a"})
+	accept, err := a.Accept(AcceptParams{Request: "r", Blocks: blocksOf(0), Tokens: 16})
+	must(t, err)
+	must(t, a.fd.Close())
+	_, _, err = accept.Received(patience(t))
+	mustBe(t, err, ErrSystem)
+	if e, ok := nextEvent(t, a.Agent).(AgentFailed); !ok || !errors.Is(e.Err, ErrSystem) {
+		t.Fatalf("%+v", e)
+	}
+	if _, open := <-a.Events(); open {
+		t.Fatal("the channel of events is open")
+	}
+	_, err = a.Statistics()
+	mustBe(t, err, ErrSystem)
+	must(t, a.Close())
+}
+
 func TestMappedMemoryCanBeRegistered(t *testing.T) {
 	desc := testDesc(testLayers, testBlocks, 8)
 	m, err := syscall.Mmap(-1, 0, int(desc.RegionBytes[0]), syscall.PROT_READ|syscall.PROT_WRITE,

@@ -29,9 +29,14 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	s := e.Call + ": " + e.Status.Error()
-	if e.Message != "" {
-		s += ": " + e.Message
+	s, status := e.Call+": ", e.Status.Error()
+	switch {
+	case e.Message == "":
+		s += status
+	case strings.HasPrefix(e.Message, status): // a call's message begins with it, an event's does not
+		s += e.Message
+	default:
+		s += status + ": " + e.Message
 	}
 	if e.cause != nil {
 		s += " (" + e.cause.Error() + ")"

@@ -103,7 +103,7 @@ func TestPlansExpandToMergedSpans(t *testing.T) {
 	}
 	request := PlanRequest{TokenTotal: 64, SourceBlocks: blocksOf(0, 1, 4, 5), DestinationBlocks: blocksOf(2, 3, 4, 5)}
 	first := Span{Len: 99}
-	spans, err := plan.AppendSpans([]Span{first}, &request)
+	spans, err := plan.AppendSpans([]Span{first}, request)
 	must(t, err)
 	// In each layer blocks 0 and 1 touch on both sides, and so do 4 and 5.
 	if len(spans) != 1+2*testLayers || spans[0] != first {
@@ -112,17 +112,17 @@ func TestPlansExpandToMergedSpans(t *testing.T) {
 	if spans[1] != (Span{SrcOffset: 0, DstOffset: 2 * testBlockBytes, Len: 2 * testBlockBytes}) {
 		t.Fatalf("%+v", spans[1])
 	}
-	again, err := plan.AppendSpans(spans[:0], &request)
+	again, err := plan.AppendSpans(spans[:0], request)
 	must(t, err)
 	if &again[0] != &spans[0] || len(again) != 2*testLayers {
 		t.Fatal("room was not used")
 	}
 	request.SourceBlocks = blocksOf(0, 1)
-	_, err = plan.AppendSpans(nil, &request)
+	_, err = plan.AppendSpans(nil, request)
 	mustBe(t, err, ErrInvalidBlocks)
 	must(t, plan.Close())
 	must(t, plan.Close())
-	_, err = plan.AppendSpans(nil, &request)
+	_, err = plan.AppendSpans(nil, request)
 	mustBe(t, err, ErrBadHandle)
 }
 
@@ -135,7 +135,7 @@ func TestRanksWithNothingToExchangeHaveAnEmptyPlan(t *testing.T) {
 	layouts := []*Layout{half(0), half(1)}
 	plan, err := NewPlan(layouts, layouts, 0, 1)
 	must(t, err)
-	spans, err := plan.AppendSpans(nil, &PlanRequest{})
+	spans, err := plan.AppendSpans(nil, PlanRequest{})
 	must(t, err)
 	if !plan.Empty() || spans != nil {
 		t.Fatal(spans)
@@ -183,6 +183,7 @@ func TestMemory(t *testing.T) {
 	must(t, err)
 	defer func() { must(t, agent.Close()) }()
 	mustBe(t, agent.Register(0, m), ErrInvalidArgument)
+	mustBe(t, agent.Register(0, nil), ErrNullPointer)
 	must(t, agent.Close())
 	must(t, agent.Close())
 }

@@ -93,7 +93,7 @@ var (
 
 // AppendSpans expands a request into spans, merged where neighbours touch on both sides, and appends them to dst: give
 // it back its last result, cut to length 0, and nothing is allocated for spans.
-func (p *Plan) AppendSpans(dst []Span, request *PlanRequest) ([]Span, error) {
+func (p *Plan) AppendSpans(dst []Span, request PlanRequest) ([]Span, error) {
 	defer runtime.KeepAlive(p)
 	if p.Empty() {
 		return dst, nil

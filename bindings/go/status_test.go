@@ -35,7 +35,7 @@ func TestErrorsCarryStatusMessageAndCause(t *testing.T) {
 	if !errors.As(err, &e) || e.Call != "kvlink_layout_from_json" || e.Message == "" {
 		t.Fatalf("%#v", err)
 	}
-	if !strings.Contains(err.Error(), e.Message) || !strings.Contains(err.Error(), e.Status.Error()) {
+	if !strings.Contains(err.Error(), e.Message) || strings.Count(err.Error(), e.Status.Error()) != 1 {
 		t.Fatal(err)
 	}
 	with := because(fmt.Errorf("wrapped: %w", err), context.Canceled)

@@ -72,7 +72,7 @@ func main() {
 	request := kvlink.PlanRequest{TokenTotal: numBlocks * tokens, SourceBlocks: lists, DestinationBlocks: lists}
 	var spans []kvlink.Span
 	median("blocks", 100, func() error {
-		spans, err = plan.AppendSpans(spans[:0], &request)
+		spans, err = plan.AppendSpans(spans[:0], request)
 		return err
 	})
 	if len(spans) != 1 || spans[0].Len != numBlocks*blockSize {
