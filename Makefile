@@ -8,7 +8,7 @@ CWARN := -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror
 CLINK := -Iinclude -L$(RELEASE) -lkvlink -Wl,-rpath,'$$ORIGIN/../release'
 FUZZ_SECONDS ?= 600
 
-.PHONY: all demo test tsan bench fuzz lib examples header setup clean
+.PHONY: all demo test test-go tsan bench fuzz lib examples header setup clean
 
 all: lib examples
 
@@ -23,6 +23,12 @@ demo: examples
 test:
 	@sh scripts/setup.sh test
 	@sh scripts/test.sh
+
+# The Go binding; PKG_CONFIG_PATH names an installed kvlink. Fetches Go where it is missing or too old.
+test-go: examples
+	$(CARGO) build --release --example demo
+	@sh scripts/setup.sh test-go
+	@sh scripts/test-go.sh
 
 # The agent under the thread sanitizer. Needs a nightly toolchain; its standard library is instrumented too.
 TSAN_TARGET := x86_64-unknown-linux-gnu

@@ -1,0 +1,57 @@
+package kvlink
+
+/*
+#include "shim.h"
+*/
+import "C"
+
+import "time"
+
+// Config configures an agent; zero means default everywhere but in Instance. No environment variable is read.
+// Times are rounded up to milliseconds.
+type Config struct {
+	Instance         string // name of the instance; required
+	Rank             uint32
+	Ranks            uint32        // of the instance; 0: 1
+	AllowRemote      bool          // may listen on other than loopback addresses without authentication
+	Listen           string        // "host:port"; "": a free port of 127.0.0.1
+	Advertise        string        // address that others shall use; "": the one that is listened on
+	Leader           string        // address of rank 0; required on every other rank
+	RequireTransport string        // "host", "host/shm", "host/cma", "host/tcp"; "": the best that works
+	HostDisable      HostWay       // ways that must not be used
+	Heartbeat        time.Duration // silence after which a peer is asked for a sign of life; 0: 1 s
+	HeartbeatMisses  uint32        // after which it is dead; 0: 3
+	HandshakeTimeout time.Duration // 0: 30 s
+	TransferTimeout  time.Duration // for transfers that name none; 0: 30 s
+	Lease            time.Duration // for offers that name none; 0: 30 s
+	MaxTransfers     uint32        // in flight; 0: 4096
+	MaxOffers        uint32        // 0: 65536
+	MaxAccepts       uint32        // 0: 65536
+	MaxPeers         uint32        // 0: 1024
+	MaxEvents        uint32        // that may wait before peers that notify are cut off; 0: 65536
+}
+
+func (p *pins) config(c *Config) *C.kvlink_agent_config_t {
+	return &C.kvlink_agent_config_t{
+		struct_size:          C.sizeof_kvlink_agent_config_t,
+		rank:                 C.uint32_t(c.Rank),
+		ranks:                C.uint32_t(c.Ranks),
+		allow_remote:         flag(c.AllowRemote),
+		instance:             p.text("instance", c.Instance),
+		listen:               p.text("listen", c.Listen),
+		advertise:            p.text("advertise", c.Advertise),
+		leader:               p.text("leader", c.Leader),
+		require_transport:    p.text("require_transport", c.RequireTransport),
+		host_disable:         C.uint32_t(c.HostDisable),
+		heartbeat_ms:         p.millis("heartbeat", c.Heartbeat),
+		heartbeat_misses:     C.uint32_t(c.HeartbeatMisses),
+		handshake_timeout_ms: p.millis("handshake timeout", c.HandshakeTimeout),
+		transfer_timeout_ms:  p.millis("transfer timeout", c.TransferTimeout),
+		lease_ms:             p.millis("lease", c.Lease),
+		max_transfers:        C.uint32_t(c.MaxTransfers),
+		max_offers:           C.uint32_t(c.MaxOffers),
+		max_accepts:          C.uint32_t(c.MaxAccepts),
+		max_peers:            C.uint32_t(c.MaxPeers),
+		max_events:           C.uint32_t(c.MaxEvents),
+	}
+}

@@ -1,0 +1,3 @@
+module kvlink
+
+go 1.25
