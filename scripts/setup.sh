@@ -1,12 +1,27 @@
 #!/bin/sh
-# Installs what building and testing need beside Rust: a C compiler with its sanitizers, and valgrind.
+# Installs what a part of the work needs beside Rust: nothing named: building; install: CMake; deb: the packages; test: all.
 set -eu
 
 missing=""
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 command -v c++ >/dev/null 2>&1 || missing="$missing g++"
 command -v nm >/dev/null 2>&1 || missing="$missing binutils"
+case "${1:-}" in install | deb | test)
+    command -v cmake >/dev/null 2>&1 || missing="$missing cmake make"
+esac
+case "${1:-}" in deb | test)
+    command -v dpkg-buildpackage >/dev/null 2>&1 || missing="$missing dpkg-dev"
+    command -v dh >/dev/null 2>&1 || missing="$missing debhelper"
+    command -v fakeroot >/dev/null 2>&1 || missing="$missing fakeroot"
+    command -v git >/dev/null 2>&1 || missing="$missing git"
+esac
 if [ "${1:-}" = test ]; then
+    command -v lintian >/dev/null 2>&1 || missing="$missing lintian"
+    command -v mmdebstrap >/dev/null 2>&1 || missing="$missing mmdebstrap"
+    command -v pkg-config >/dev/null 2>&1 || missing="$missing pkg-config"
+    command -v abidw >/dev/null 2>&1 || missing="$missing abigail-tools"
+    command -v man >/dev/null 2>&1 || missing="$missing man-db"
+    command -v mandoc >/dev/null 2>&1 || missing="$missing mandoc"
     command -v valgrind >/dev/null 2>&1 || missing="$missing valgrind"
     # valgrind needs the symbols of the loader.
     [ -d /usr/lib/debug/.build-id ] || missing="$missing libc6-dbg"
