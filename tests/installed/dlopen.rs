@@ -88,7 +88,7 @@ fn bare_root(prefix: &Prefix, program: &Path) -> PathBuf {
 }
 
 #[test]
-fn bytes_move_where_there_is_nothing_but_the_c_library_and_proc() {
+fn bytes_move_where_there_is_nothing_but_the_c_library() {
     let Some(prefix) = prefix() else { return };
     let dir = fresh("bare-build");
     copy(&dir, &["examples/c/minimal.c"]);
@@ -97,7 +97,9 @@ fn bytes_move_where_there_is_nothing_but_the_c_library_and_proc() {
     cc.arg(format!("-I{}", prefix.path.join("include").display())).arg(format!("-L{}", prefix.lib().display()));
     succeed(clean(&mut cc));
     let bare = bare_root(prefix, &dir.join("minimal"));
-    fs::create_dir(bare.join("proc")).unwrap();
+    for dir in ["proc", "dev"] {
+        fs::create_dir(bare.join(dir)).unwrap();
+    }
     // SAFETY: no arguments, no memory.
     let root = unsafe { libc::geteuid() } == 0;
     let own = |command: &str, args: &[&OsStr]| {
@@ -109,6 +111,6 @@ fn bytes_move_where_there_is_nothing_but_the_c_library_and_proc() {
     if !output(&mut own("true", &[])).status.success() {
         return skip("no mount namespaces: no bare root directory");
     }
-    let inside = "mount --rbind /proc \"$1/proc\"; exec chroot \"$1\" /lib/minimal";
+    let inside = "for d in proc dev; do mount --rbind \"/$d\" \"$1/$d\"; done; exec chroot \"$1\" /lib/minimal";
     assert_eq!(succeed(own(inside, &[bare.as_os_str()]).env("LD_LIBRARY_PATH", "/lib")), RIGHT);
 }
