@@ -73,10 +73,10 @@ install:
 	cmake --build target/cmake
 	DESTDIR='$(DESTDIR)' cmake --install target/cmake
 
-# Builds the Debian packages into target/deb, in a clean copy of what is committed.
+# Builds the Debian packages into target/deb, in a clean copy of the tree.
 deb:
 	@sh scripts/setup.sh deb
-	@sh scripts/deb.sh target/deb
+	@bash scripts/deb.sh target/deb
 
 setup:
 	@sh scripts/setup.sh

@@ -12,7 +12,6 @@ esac
 case "${1:-}" in deb | test)
     command -v dpkg-buildpackage >/dev/null 2>&1 || missing="$missing dpkg-dev"
     command -v dh >/dev/null 2>&1 || missing="$missing debhelper"
-    command -v fakeroot >/dev/null 2>&1 || missing="$missing fakeroot"
     command -v git >/dev/null 2>&1 || missing="$missing git"
 esac
 if [ "${1:-}" = test ]; then
