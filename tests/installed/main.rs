@@ -1,5 +1,6 @@
 //! kvlink as a system library: installed with CMake into a prefix, and used from there by programs that see nothing else.
 
+mod chroot;
 mod cmake;
 mod deb;
 mod dlopen;
