@@ -10,9 +10,11 @@ case "${1:-}" in install | deb | test)
     command -v cmake >/dev/null 2>&1 || missing="$missing cmake make"
 esac
 case "${1:-}" in deb | test)
-    command -v dpkg-buildpackage >/dev/null 2>&1 || missing="$missing dpkg-dev"
-    command -v dh >/dev/null 2>&1 || missing="$missing debhelper"
     command -v git >/dev/null 2>&1 || missing="$missing git"
+    # dpkg asks for the packages, not for the programs.
+    for package in build-essential debhelper cmake; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+    done
 esac
 if [ "${1:-}" = test ]; then
     command -v lintian >/dev/null 2>&1 || missing="$missing lintian"
@@ -20,6 +22,7 @@ if [ "${1:-}" = test ]; then
     command -v pkg-config >/dev/null 2>&1 || missing="$missing pkg-config"
     command -v abidw >/dev/null 2>&1 || missing="$missing abigail-tools"
     command -v man >/dev/null 2>&1 || missing="$missing man-db"
+    command -v clang >/dev/null 2>&1 || missing="$missing clang"
     command -v mandoc >/dev/null 2>&1 || missing="$missing mandoc"
     command -v valgrind >/dev/null 2>&1 || missing="$missing valgrind"
     # valgrind needs the symbols of the loader.
