@@ -33,6 +33,13 @@ fn package(dir: &Path, begin: &str, end: &str) -> PathBuf {
 }
 
 #[test]
+fn the_packages_have_the_version_of_the_library() {
+    let changelog = fs::read_to_string(root().join("debian/changelog")).unwrap();
+    let newest = changelog.split_once('(').and_then(|(_, rest)| rest.split_once(')')).unwrap().0;
+    assert_eq!(newest, env!("CARGO_PKG_VERSION"), "debian/changelog and Cargo.toml");
+}
+
+#[test]
 fn lintian_finds_no_error() {
     let Some(dir) = packages().filter(|_| all_here(&["lintian"])) else { return };
     succeed(Command::new("lintian").args(["--fail-on", "error"]).arg(package(dir, "kvlink_", ".changes")));
