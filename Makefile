@@ -8,7 +8,7 @@ CWARN := -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror
 CLINK := -Iinclude -L$(RELEASE) -lkvlink -Wl,-rpath,'$$ORIGIN/../release'
 FUZZ_SECONDS ?= 600
 
-.PHONY: all demo test test-go tsan bench fuzz lib examples header setup clean
+.PHONY: all demo test test-go tsan bench fuzz lib examples header abi install deb setup clean
 
 all: lib examples
 
@@ -61,9 +61,28 @@ examples: lib
 	$(CC) $(CWARN) examples/c/decode.c examples/c/common.c $(CLINK) -o $(EXAMPLES)/decode
 	$(CC) $(CWARN) examples/c/minimal.c $(CLINK) -o $(EXAMPLES)/minimal
 
-# Regenerates include/kvlink.h from the sources.
+# Regenerates include/kvlink.h from the sources, and the manual's pages of section 3 from it.
 header: setup
 	KVLINK_BLESS=1 $(CARGO) test --test header
+	KVLINK_BLESS=1 $(CARGO) test --test man
+
+# Writes today's ABI down in abi/kvlink.abi; look at the difference before it is committed.
+abi:
+	@sh scripts/setup.sh test
+	KVLINK_BLESS=1 $(CARGO) test --test abi
+
+# Installs headers, libraries, manual and package files with CMake. Options: PREFIX=.. DESTDIR=..
+PREFIX ?= /usr/local
+install:
+	@sh scripts/setup.sh install
+	cmake -S . -B target/cmake -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX='$(PREFIX)'
+	cmake --build target/cmake
+	DESTDIR='$(DESTDIR)' cmake --install target/cmake
+
+# Builds the Debian packages into target/deb, in a clean copy of the tree.
+deb:
+	@sh scripts/setup.sh deb
+	@bash scripts/deb.sh target/deb
 
 setup:
 	@sh scripts/setup.sh

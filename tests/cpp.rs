@@ -1,7 +1,6 @@
 //! The C++ layer: complete, clean under two compilers and two standards with and without exceptions, and does what it says.
 
-#[path = "common/engines.rs"]
-mod engines;
+mod programs;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -375,9 +374,12 @@ fn example_engines_of_both_languages_understand_one_another() {
         link(cc, &[source(&format!("examples/c/{name}.c")), source("examples/c/common.c")], &c, name)
     };
     let (prefill, decode) = (example(&cpp, "prefill"), example(&cpp, "decode"));
-    engines::move_a_request_both_ways(&prefill, &decode);
-    engines::move_a_request_both_ways(&prefill, &in_c("decode"));
-    engines::move_a_request_both_ways(&in_c("prefill"), &decode);
+    let mixed = |p: &Path, d: &Path| {
+        programs::move_a_request_both_ways(|| Command::new(p), || Command::new(d), &cpp);
+    };
+    mixed(&prefill, &decode);
+    mixed(&prefill, &in_c("decode"));
+    mixed(&in_c("prefill"), &decode);
 }
 
 #[test]

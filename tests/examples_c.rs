@@ -1,7 +1,6 @@
 //! The C examples build without warnings with nothing but a C compiler, and do what they say.
 
-#[path = "common/engines.rs"]
-mod engines;
+mod programs;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -64,5 +63,6 @@ fn the_example_of_the_readme_compiles() {
 fn prefill_and_decode_move_a_request_both_ways() {
     let prefill = build("prefill", &["prefill.c", "common.c"]);
     let decode = build("decode", &["decode.c", "common.c"]);
-    engines::move_a_request_both_ways(&prefill, &decode);
+    let dir = prefill.parent().unwrap();
+    programs::move_a_request_both_ways(|| Command::new(&prefill), || Command::new(&decode), dir);
 }

@@ -1,10 +1,10 @@
-//! The example engines as processes: prefill and decode of any two languages move a request both ways.
+//! An engine of each side as a program that takes commands on its standard input, as examples/c/prefill.c and decode.c do.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-/// A running example.
+/// A running program.
 struct Program {
     child: Child,
     input: Option<ChildStdin>,
@@ -12,8 +12,8 @@ struct Program {
 }
 
 impl Program {
-    fn start(path: &Path, args: &[&str]) -> Program {
-        let mut child = Command::new(path).args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    fn start(mut command: Command, args: &[&str]) -> Program {
+        let mut child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
         Program { child, input, output }
     }
@@ -46,7 +46,7 @@ impl Drop for Program {
     }
 }
 
-/// What decode describes by hand, on one rank, with blocks of half the size.
+/// What `layout_by_hand` of decode.c describes, on one rank, with blocks of half the size.
 const LAYOUT: &str = r#"{
   "geometry": {"name": "tiny-hybrid", "num_layers": 4, "caches": [
     {"layers": [0, 2], "cache": {"kind": "state", "state": {"units": 8, "width": 256}, "state_dtype": "f32",
@@ -63,17 +63,18 @@ fn number(line: &str, name: &str) -> u64 {
     word.unwrap_or_else(|| panic!("no {name} in {line:?}")).parse().unwrap()
 }
 
-/// One prefill rank and two decode ranks: a read and a layer-wise write.
-pub fn move_a_request_both_ways(prefill: &Path, decode: &Path) {
-    let layout = prefill.with_file_name("layout.json");
+/// One prefill rank and two decode ranks move a request by reading it, and another by writing it. The commands start the
+/// programs, less their arguments; `dir` is for files.
+pub fn move_a_request_both_ways(prefill: impl Fn() -> Command, decode: impl Fn() -> Command, dir: &Path) {
+    let layout = dir.join("layout.json");
     std::fs::write(&layout, LAYOUT).unwrap();
 
     let args = ["--layout", layout.to_str().unwrap(), "--instance", "p", "--layers", "4"];
-    let mut p = Program::start(prefill, &args);
+    let mut p = Program::start(prefill(), &args);
     let p_address = p.wait("address ");
-    let mut ranks = vec![Program::start(decode, &["--instance", "d", "--ranks", "2"])];
+    let mut ranks = vec![Program::start(decode(), &["--instance", "d", "--ranks", "2"])];
     let leader = ranks[0].wait("address ");
-    ranks.push(Program::start(decode, &["--instance", "d", "--ranks", "2", "--rank", "1", "--leader", &leader]));
+    ranks.push(Program::start(decode(), &["--instance", "d", "--ranks", "2", "--rank", "1", "--leader", &leader]));
     p.wait("ready");
 
     p.tell("offer r1 100 3/0,2,4,6,8,10,12");
