@@ -42,6 +42,35 @@ fn a_silently_dead_peer_fails_everything_within_the_heartbeats() {
     }
 }
 
+/// A peer that came to us is lost when its last rank is, and only an engine that has heard of it is told.
+#[test]
+fn the_end_of_a_peer_that_came_to_us_is_told_to_who_knows_it() {
+    for leaves in [true, false] {
+        let (mut w, p, d) = World::pair(23, &attention(), &place(1, 4), &place(2, 4), true);
+        let peers = w.handshakes(&d, "prefill-0:1", Direction::Inbound);
+        let stranger = w.sim.instance("stranger", &layouts(&attention(), &place(1, 4)), true)[0];
+        w.handshakes(&[stranger], "prefill-0:1", Direction::Inbound);
+        w.sim.call(d[0], |e, _| e.notify(peers[0], None, b"hello", None)).unwrap();
+        w.sim.run_for(secs(1));
+        let known = w.sim.events(p[0], EventKind::Notification)[0].peer;
+
+        w.sim.kill(stranger, false);
+        for (n, peer) in d.iter().zip(&peers) {
+            w.sim.run_for(secs(1));
+            assert!(w.sim.events(p[0], EventKind::PeerDown).is_empty());
+            match leaves {
+                true => w.sim.call(*n, |e, now| e.disconnect(now, *peer)).unwrap(),
+                false => w.sim.kill(*n, false),
+            }
+        }
+        w.sim.run_for(secs(1));
+        let down = w.sim.events(p[0], EventKind::PeerDown);
+        assert_eq!(down.iter().map(|e| (e.peer, e.status)).collect::<Vec<_>>(), [(known, Status::PeerDead)]);
+        let stale = w.sim.call(p[0], |e, _| e.notify(Id(known), None, b"?", None)).unwrap_err();
+        assert_eq!(stale.status(), Status::BadHandle);
+    }
+}
+
 #[test]
 fn an_accept_fails_when_its_source_dies() {
     for (pull, silent) in [(true, true), (true, false), (false, true), (false, false)] {
