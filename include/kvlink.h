@@ -341,7 +341,8 @@ enum kvlink_event_kind
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
     /**
-     * All ranks of the own instance are known: peers can shake hands.
+     * All ranks of the own instance are known: peers can shake hands. Otherwise the status and text say why that will
+     * never be so.
      */
     KVLINK_EVENT_READY = 1,
     /**
@@ -1057,9 +1058,9 @@ typedef struct kvlink_agent_config_t {
      */
     uint32_t max_events;
     /**
-     * Zero.
+     * Milliseconds until the instance must be complete, from the last registration on; 0: 600000.
      */
-    uint32_t reserved;
+    uint32_t join_timeout_ms;
 } kvlink_agent_config_t;
 
 /**
@@ -1607,8 +1608,8 @@ kvlink_status_t kvlink_statistics(const struct kvlink_agent_t *agent,
  * the payload text names the transport in effect for each; otherwise the status and text say why, and the id is void.
  * Handshakes before the own instance is complete wait for it. Any thread.
  *
- * Errors: KVLINK_E_INVALID_ARGUMENT, KVLINK_E_UNKNOWN_ENUM, KVLINK_E_LIMIT, KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER,
- * KVLINK_E_POISONED.
+ * Errors: KVLINK_E_INVALID_ARGUMENT, KVLINK_E_UNKNOWN_ENUM, KVLINK_E_LIMIT, KVLINK_E_WRONG_STATE (the own instance will
+ * never be complete), KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER, KVLINK_E_POISONED.
  */
 kvlink_status_t kvlink_handshake(const struct kvlink_agent_t *agent,
                                  const char *address,

@@ -1,6 +1,6 @@
 //! Configuration of an agent.
 
-use super::decode::{Sized32, flag, optional_string, reserved, string, unknown};
+use super::decode::{Sized32, flag, optional_string, string, unknown};
 use super::types::sized;
 use crate::agent::{AgentConfig, Require};
 use crate::error::Result;
@@ -52,8 +52,8 @@ pub struct kvlink_agent_config_t {
     pub max_peers: u32,
     /// Events that may wait before peers that notify are cut off; 0: 65536.
     pub max_events: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Milliseconds until the instance must be complete, from the last registration on; 0: 600000.
+    pub join_timeout_ms: u32,
 }
 
 sized!(kvlink_agent_config_t);
@@ -62,7 +62,6 @@ impl kvlink_agent_config_t {
     /// # Safety
     /// Strings as the header says.
     pub(super) unsafe fn decode(&self) -> Result<AgentConfig> {
-        reserved(Self::NAME, self.reserved)?;
         let allow_remote = flag("allow_remote", self.allow_remote)?;
         if self.host_disable > 7 {
             return Err(unknown("host_disable", self.host_disable, "0..=7"));
@@ -97,6 +96,7 @@ impl kvlink_agent_config_t {
         };
         let e = &mut c.endpoint;
         time(&mut e.heartbeat, self.heartbeat_ms);
+        time(&mut e.join_timeout, self.join_timeout_ms);
         time(&mut e.handshake_timeout, self.handshake_timeout_ms);
         time(&mut e.transfer_timeout, self.transfer_timeout_ms);
         time(&mut e.lease, self.lease_ms);

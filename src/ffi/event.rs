@@ -12,7 +12,8 @@ use std::time::Duration;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum kvlink_event_kind {
-    /// All ranks of the own instance are known: peers can shake hands.
+    /// All ranks of the own instance are known: peers can shake hands. Otherwise the status and text say why that will
+    /// never be so.
     KVLINK_EVENT_READY = 1,
     /// A handshake ended; payload: the transports in effect, or why it failed.
     KVLINK_EVENT_HANDSHAKE = 2,

@@ -25,8 +25,8 @@ pub enum kvlink_direction {
 /// the payload text names the transport in effect for each; otherwise the status and text say why, and the id is void.
 /// Handshakes before the own instance is complete wait for it. Any thread.
 ///
-/// Errors: KVLINK_E_INVALID_ARGUMENT, KVLINK_E_UNKNOWN_ENUM, KVLINK_E_LIMIT, KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER,
-/// KVLINK_E_POISONED.
+/// Errors: KVLINK_E_INVALID_ARGUMENT, KVLINK_E_UNKNOWN_ENUM, KVLINK_E_LIMIT, KVLINK_E_WRONG_STATE (the own instance will
+/// never be complete), KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER, KVLINK_E_POISONED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvlink_handshake(
     agent: *const kvlink_agent_t,

@@ -9,6 +9,8 @@ pub struct Config {
     pub heartbeat: Duration,
     /// Heartbeats without any sign of life after which a peer is dead.
     pub heartbeat_misses: u32,
+    /// Time for the own instance to become complete, from this rank's last registration on.
+    pub join_timeout: Duration,
     /// Time for a whole handshake, the peer's start-up included.
     pub handshake_timeout: Duration,
     /// Deadline of a transfer that names none.
@@ -27,6 +29,8 @@ pub struct Config {
     pub max_accepts: usize,
     /// Writes that arrived before their accept.
     pub max_parked: usize,
+    /// Bytes that their block lists and side payloads may hold.
+    pub max_parked_bytes: usize,
     /// Spans of one transfer with one rank.
     pub max_spans: usize,
 }
@@ -36,6 +40,7 @@ impl Default for Config {
         Config {
             heartbeat: Duration::from_millis(1000),
             heartbeat_misses: 3,
+            join_timeout: Duration::from_secs(600),
             handshake_timeout: Duration::from_secs(30),
             transfer_timeout: Duration::from_secs(30),
             lease: Duration::from_secs(30),
@@ -45,6 +50,7 @@ impl Default for Config {
             max_offers: 65_536,
             max_accepts: 65_536,
             max_parked: 4096,
+            max_parked_bytes: 256 << 20,
             max_spans: 16 << 20,
         }
     }

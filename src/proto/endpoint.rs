@@ -4,6 +4,7 @@ use super::config::Config;
 use super::directory::Directory;
 use super::event::{Event, EventKind};
 use super::id::{Id, Kind, Slab};
+use super::join::Forming;
 use super::lease::Leases;
 use super::output::{ConnId, JobEnd, JobId, Output};
 use super::peer::Peer;
@@ -13,7 +14,7 @@ use super::sink::Accepts;
 use crate::error::{Error, Result, Status};
 use crate::layout::{BlockList, Layout, Plan, Request, Scratch, Span};
 use crate::wire::{Blocks, Entry, Message, Range};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,7 @@ pub(super) enum Timer {
     Accept(Id),
     Parked,
     Join,
+    Forming,
 }
 
 /// What `after` is from now on; as good as never if the clock does not reach that far.
@@ -82,7 +84,7 @@ pub struct Endpoint {
     pub(super) layout: Arc<Layout>,
     pub(super) entry: Option<Entry>,
     pub(super) directory: Option<Arc<Directory>>,
-    pub(super) members: BTreeMap<u32, Entry>,
+    pub(super) forming: Forming,
     pub(super) sessions: Slab<Session>,
     pub(super) peers: Slab<Peer>,
     pub(super) transfers: Slab<Transfer>,
@@ -109,7 +111,7 @@ impl Endpoint {
             layout,
             entry: None,
             directory: None,
-            members: BTreeMap::new(),
+            forming: Forming::default(),
             sessions: Slab::new(Kind::Session, seed),
             peers: Slab::new(Kind::Peer, seed),
             transfers: Slab::new(Kind::Transfer, seed),
@@ -170,7 +172,8 @@ impl Endpoint {
                 Timer::Lease(id) => self.lease_timeout(now, id),
                 Timer::Accept(id) => self.accept_timeout(now, id),
                 Timer::Parked => self.parked_timeout(now),
-                Timer::Join => self.join_timeout(now),
+                Timer::Join => self.join_again(now),
+                Timer::Forming => self.forming_timeout(now),
             }
         }
     }
@@ -319,6 +322,9 @@ impl Endpoint {
     // ---- for the parts ----
 
     pub(super) fn emit(&mut self, event: Event) {
+        if let Some(p) = self.peers.get_mut(Id(event.peer)) {
+            p.told = true;
+        }
         self.outputs.push_back(Output::Event(event));
     }
 

@@ -12,6 +12,7 @@ mod endpoint;
 mod event;
 mod id;
 mod invalid;
+mod join;
 mod lease;
 mod liveness;
 mod output;

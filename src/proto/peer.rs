@@ -60,6 +60,8 @@ pub(super) struct Peer {
     handshake: Option<Handshake>,
     /// We asked for it; it stays until the engine lets it go.
     ours: bool,
+    /// The engine has seen its id.
+    pub told: bool,
     pub dead: Option<Error>,
     pub sessions: BTreeMap<u32, ConnId>,
     inbound: Option<Result<Arc<Inbound>>>,
@@ -74,6 +76,7 @@ impl Peer {
             direction,
             handshake: None,
             ours,
+            told: false,
             dead: None,
             sessions: BTreeMap::new(),
             inbound: None,
@@ -87,8 +90,9 @@ impl Endpoint {
     /// [`EventKind::Handshake`] event.
     ///
     /// # Errors
-    /// [`Status::Limit`].
+    /// [`Status::Limit`]; [`Status::WrongState`]: the own instance will never be complete.
     pub fn handshake(&mut self, now: Instant, address: &str, direction: Direction, user_data: u64) -> Result<Id> {
+        self.check_formed()?;
         self.limit("peers", self.peers.len(), self.config.max_peers)?;
         self.limit("sessions", self.sessions.len(), self.config.max_sessions)?;
         let deadline = later(now, self.config.handshake_timeout);
@@ -323,6 +327,11 @@ impl Endpoint {
         self.peers.get(peer).map(|_| self.transports(peer)).ok_or_else(|| bad_peer(peer))
     }
 
+    /// Fails all handshakes that have not ended.
+    pub(super) fn fail_handshakes(&mut self, now: Instant, error: Error) {
+        self.peers.ids().into_iter().for_each(|id| self.fail_handshake(now, id, error.clone()));
+    }
+
     fn fail_handshake(&mut self, now: Instant, id: Id, error: Error) {
         let Some(p) = self.peers.get_mut(id) else { return };
         let Some(h) = p.handshake.take() else { return };
@@ -386,16 +395,18 @@ impl Endpoint {
         if p.handshake.is_some() {
             return self.fail_handshake(now, peer, error);
         }
-        if p.ours {
-            if p.dead.is_none() {
-                p.dead = Some(error.clone());
-                let rank = session.remote.as_ref().map_or(u32::MAX, |r| r.rank);
-                let text = error.message().to_string();
-                let event = Event { text, peer: peer.0, rank, ..Event::new(EventKind::PeerDown, error.status()) };
-                self.emit(event);
-            }
-        } else if idle {
+        // A peer of ours is of no use without any one of its ranks; one that came to us stays while a rank of it does.
+        let down = (p.ours || idle && p.told) && p.dead.is_none();
+        if p.ours && down {
+            p.dead = Some(error.clone());
+        }
+        if !p.ours && idle {
             self.peers.remove(peer);
+        }
+        if down {
+            let rank = session.remote.as_ref().map_or(u32::MAX, |r| r.rank);
+            let text = error.message().to_string();
+            self.emit(Event { text, peer: peer.0, rank, ..Event::new(EventKind::PeerDown, error.status()) });
         }
     }
 

@@ -1,18 +1,14 @@
 //! Sessions: one control connection with one rank, from hello to linked.
 
 use super::directory::Directory;
-use super::endpoint::{Endpoint, Timer, later, told};
-use super::event::{Event, EventKind};
+use super::endpoint::{Endpoint, Timer, told};
 use super::id::Id;
 use super::output::{ConnId, LinkInfo, Output};
 use super::peer::Peer;
 use crate::error::{Error, Result, Status};
 use crate::wire::{self, Entry, Message, Purpose};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// How long the first rank keeps trying to be reached by the others.
-const JOIN_RETRY: Duration = Duration::from_millis(100);
 /// Messages that are kept for the moment at which the link is complete.
 const DEFERRED: usize = 1024;
 
@@ -88,9 +84,19 @@ impl Session {
         }
     }
 
+    /// With the first rank of our own instance.
+    pub fn joining(now: Instant, leader: String) -> Session {
+        Session { address: leader, ..Session::new(now, true, Purpose::Join, None) }
+    }
+
     pub fn heard(&mut self, now: Instant) {
         self.last_heard = now;
         self.asked = 0;
+    }
+
+    /// The other side waits until our own instance is complete.
+    pub fn is_waiting(&self) -> bool {
+        self.state == State::Waiting
     }
 
     pub fn is_linked(&self) -> bool {
@@ -119,83 +125,6 @@ impl Session {
 }
 
 impl Endpoint {
-    /// Binds the endpoint to its address and transports; afterwards it joins its instance. Emits
-    /// [`EventKind::Ready`] when the instance is complete.
-    pub fn bind(&mut self, now: Instant, address: String, transports: Vec<(String, Vec<u8>)>) {
-        let entry = Entry {
-            rank: self.me.rank,
-            address,
-            incarnation: self.me.incarnation,
-            layout: crate::layout::layout_to_json(&self.layout),
-            transports,
-        };
-        self.entry = Some(entry.clone());
-        if self.me.rank == 0 {
-            self.members.insert(0, entry);
-            self.complete_instance(now);
-        } else {
-            self.join(now);
-        }
-    }
-
-    fn join(&mut self, now: Instant) {
-        let mut session = Session::new(now, true, Purpose::Join, None);
-        session.address = self.me.leader.clone();
-        let address = session.address.clone();
-        let conn = self.sessions.insert(session);
-        self.watch(now, conn);
-        self.outputs.push_back(Output::Connect { conn, address });
-    }
-
-    pub(super) fn join_timeout(&mut self, now: Instant) {
-        if self.directory.is_some() || self.me.rank == 0 {
-            return;
-        }
-        let trying = self.sessions.iter().any(|(_, s)| s.ours && s.purpose == Purpose::Join);
-        if !trying {
-            self.join(now);
-        }
-    }
-
-    /// The first rank: publishes the directory once every rank has joined.
-    fn complete_instance(&mut self, now: Instant) {
-        if self.directory.is_some() || self.members.len() < self.me.ranks as usize {
-            return;
-        }
-        let entries: Vec<Entry> = self.members.values().cloned().collect();
-        match Directory::parse(entries.clone()) {
-            Ok(directory) => {
-                let joined: Vec<ConnId> = self
-                    .sessions
-                    .iter()
-                    .filter(|(_, s)| !s.ours && s.purpose == Purpose::Join && s.is_live())
-                    .map(|(id, _)| id)
-                    .collect();
-                for conn in joined {
-                    self.send(conn, Message::Directory(entries.clone()));
-                }
-                self.instance_complete(now, directory);
-            }
-            Err(e) => {
-                self.emit(Event { text: e.message().into(), ..Event::new(EventKind::Ready, e.status()) });
-                let joins = |s: &Session| !s.ours && s.purpose == Purpose::Join;
-                let conns: Vec<ConnId> = self.sessions.iter().filter(|(_, s)| joins(s)).map(|(c, _)| c).collect();
-                conns.into_iter().for_each(|c| self.refuse(now, c, e.clone()));
-            }
-        }
-    }
-
-    fn instance_complete(&mut self, now: Instant, directory: Directory) {
-        self.directory = Some(Arc::new(directory));
-        self.emit(Event::new(EventKind::Ready, Status::Ok));
-        for (conn, s) in self.sessions.iter().map(|(c, s)| (c, s.state)).collect::<Vec<_>>() {
-            if s == State::Waiting {
-                self.welcome(now, conn);
-            }
-        }
-        self.start_handshakes(now);
-    }
-
     /// Opens a session of a peer's.
     pub(super) fn connect(&mut self, now: Instant, peer: Id, address: &str, expected: u64) -> Result<ConnId> {
         self.limit("sessions", self.sessions.len(), self.config.max_sessions)?;
@@ -260,33 +189,9 @@ impl Endpoint {
             self.outputs.push_back(Output::Unlink { conn });
         }
         if session.purpose == Purpose::Join {
-            if session.ours && self.directory.is_none() {
-                self.join_lost(now, error);
-            } else if let (false, None, Some(remote)) = (session.ours, &self.directory, &session.remote) {
-                self.forget_member(remote);
-            }
-            return;
+            return self.join_lost(now, &session, error);
         }
         self.session_lost(now, conn, session, error);
-    }
-
-    /// A rank that died while the instance was forming may come again, as another process even. One that has joined over
-    /// another connection stays.
-    fn forget_member(&mut self, remote: &Remote) {
-        let joined = self.members.get(&remote.rank).is_some_and(|e| e.incarnation == remote.incarnation);
-        let again = |s: &Session| !s.ours && s.purpose == Purpose::Join && s.remote.as_ref() == Some(remote);
-        if joined && !self.sessions.iter().any(|(_, s)| again(s)) {
-            self.members.remove(&remote.rank);
-        }
-    }
-
-    fn join_lost(&mut self, now: Instant, error: Error) {
-        let fatal = !matches!(error.status(), Status::Unreachable | Status::PeerDead);
-        if fatal {
-            self.emit(Event { text: error.message().into(), ..Event::new(EventKind::Ready, error.status()) });
-        } else {
-            self.timer(later(now, JOIN_RETRY), Timer::Join);
-        }
     }
 
     pub(super) fn on_session_message(&mut self, now: Instant, conn: ConnId, message: Message) -> Result<()> {
@@ -332,6 +237,7 @@ impl Endpoint {
             let text = format!("this is process {:#x}, the peer expects {expected:#x}", self.me.incarnation);
             return Err(Error::new(Status::Incarnation, text));
         }
+        self.check_formed()?;
         if purpose == Purpose::Join {
             self.check_join(&remote)?;
         }
@@ -347,22 +253,7 @@ impl Endpoint {
         Ok(())
     }
 
-    fn check_join(&self, remote: &Remote) -> Result<()> {
-        let text = if self.me.rank != 0 {
-            format!("rank {} was asked to join; ranks join at rank 0", self.me.rank)
-        } else if remote.instance != self.me.instance {
-            format!("rank of instance {:?} joins instance {:?}", remote.instance, self.me.instance)
-        } else if remote.rank == 0 || remote.rank >= self.me.ranks {
-            format!("rank {} joins an instance of {} ranks", remote.rank, self.me.ranks)
-        } else if self.members.get(&remote.rank).is_some_and(|e| e.incarnation != remote.incarnation) {
-            format!("rank {} of instance {:?} has joined already", remote.rank, self.me.instance)
-        } else {
-            return Ok(());
-        };
-        Err(Error::new(Status::Refused, text))
-    }
-
-    fn welcome(&mut self, now: Instant, conn: ConnId) {
+    pub(super) fn welcome(&mut self, now: Instant, conn: ConnId) {
         let token = self.me.incarnation.rotate_left(17) ^ self.fresh().wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ conn.0;
         let Some(s) = self.sessions.get_mut(conn) else { return };
         s.state = State::Introduced;
@@ -383,7 +274,7 @@ impl Endpoint {
         }
     }
 
-    fn send_directory(&mut self, conn: ConnId) {
+    pub(super) fn send_directory(&mut self, conn: ConnId) {
         if let Some(d) = &self.directory {
             let entries = d.entries().to_vec();
             self.send(conn, Message::Directory(entries));
@@ -409,26 +300,6 @@ impl Endpoint {
         Ok(())
     }
 
-    fn on_join(&mut self, now: Instant, conn: ConnId, entry: Entry) -> Result<()> {
-        let remote = self.sessions.get(conn).and_then(|s| s.remote.clone());
-        let fits = remote.as_ref().is_some_and(|r| (r.rank, r.incarnation) == (entry.rank, entry.incarnation));
-        let joins = self.sessions.get(conn).is_some_and(|s| !s.ours && s.purpose == Purpose::Join);
-        if !fits || !joins {
-            return Err(Error::new(Status::Protocol, format!("entry of rank {} from {remote:?}", entry.rank)));
-        }
-        if let Some(remote) = &remote {
-            self.check_join(remote)?;
-        }
-        if self.directory.is_some() {
-            // It has joined before, and lost its connection before the directory reached it.
-            self.send_directory(conn);
-            return Ok(());
-        }
-        self.members.insert(entry.rank, entry);
-        self.complete_instance(now);
-        Ok(())
-    }
-
     fn on_directory(&mut self, now: Instant, conn: ConnId, entries: Vec<Entry>) -> Result<()> {
         let directory = Directory::parse(entries)?;
         let Some(s) = self.sessions.get(conn) else { return Ok(()) };
@@ -438,15 +309,7 @@ impl Endpoint {
             return Err(Error::new(Status::Protocol, text));
         }
         if s.purpose == Purpose::Join {
-            let (ours, listed) = (s.ours, directory.entry(self.me.rank).map(|e| e.incarnation));
-            if !ours || listed != Some(self.me.incarnation) {
-                let text = format!("a directory for rank {} that lists {listed:x?} there", self.me.rank);
-                return Err(Error::new(Status::Protocol, text));
-            }
-            if self.directory.is_none() {
-                self.instance_complete(now, directory);
-            }
-            return Ok(());
+            return self.on_own_directory(now, conn, directory);
         }
         self.on_peer_directory(now, conn, remote, directory)
     }

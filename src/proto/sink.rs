@@ -145,13 +145,25 @@ impl Endpoint {
         }
         if self.accepts.by_request.contains_key(&w.request) {
             self.take_write(conn, w);
-        } else if self.accepts.parked.len() < self.config.max_parked {
+        } else if let Err(e) = self.check_parked(&w) {
+            self.write_done(conn, w.op, &Err(e), 0);
+        } else {
             let until = later(now, self.config.transfer_timeout);
             self.timer(until, Timer::Parked);
             self.accepts.parked.push(Parked { conn, write: w, until });
-        } else {
-            let text = format!("{} writes wait for an accept already", self.accepts.parked.len());
-            self.write_done(conn, w.op, &Err(Error::new(Status::Limit, text)), 0);
+        }
+        Ok(())
+    }
+
+    /// Whether one more write may wait for its accept.
+    fn check_parked(&self, w: &WriteRequest) -> Result<()> {
+        let parked = &self.accepts.parked;
+        self.limit("writes that wait for their accept", parked.len(), self.config.max_parked)?;
+        let bytes = parked.iter().fold(w.bytes(), |sum, p| sum.saturating_add(p.write.bytes()));
+        let max = self.config.max_parked_bytes;
+        if bytes > max {
+            let text = format!("{bytes} bytes of writes that wait for their accept, at most {max} are allowed");
+            return Err(Error::new(Status::Limit, text));
         }
         Ok(())
     }
@@ -235,6 +247,7 @@ impl Endpoint {
                 format!("request {:?}: {} tokens accepted, {} written", w.request, wanted.tokens, w.range.token_total);
             return Err(Error::new(Status::InvalidBlocks, text));
         }
+        w.range.check(Status::Protocol)?;
         let mut range = w.range;
         range.token_begin = range.token_begin.max(wanted.token_begin).min(range.token_end);
         let (spans, _) = self.expand(plan, &w.blocks, &wanted.blocks, &range)?;

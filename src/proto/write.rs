@@ -86,14 +86,7 @@ impl Endpoint {
         self.limit("transfers", self.transfers.len(), self.config.max_transfers)?;
         check_request(&args.request)?;
         self.check_blocks(&args.blocks)?;
-        let r = &args.range;
-        if r.token_begin > r.token_end || r.token_end > r.token_total || r.layer_begin > r.layer_end {
-            let text = format!(
-                "tokens [{}, {}) of {}, layers [{}, {})",
-                r.token_begin, r.token_end, r.token_total, r.layer_begin, r.layer_end
-            );
-            return Err(Error::new(Status::InvalidArgument, text));
-        }
+        args.range.check(Status::InvalidArgument)?;
         if args.aux.len() > limit::PAYLOAD {
             let text = format!("a side payload of {} bytes, at most {}", args.aux.len(), limit::PAYLOAD);
             return Err(Error::new(Status::Limit, text));

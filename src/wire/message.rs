@@ -28,6 +28,18 @@ pub struct Range {
     pub layer_end: u32,
 }
 
+impl Range {
+    /// That it begins before it ends, within the request; fails with `status`.
+    pub fn check(&self, status: Status) -> Result<()> {
+        let Range { token_begin, token_end, token_total, layer_begin, layer_end } = *self;
+        if token_begin <= token_end && token_end <= token_total && layer_begin <= layer_end {
+            return Ok(());
+        }
+        let tokens = format!("tokens [{token_begin}, {token_end}) of {token_total}");
+        Err(Error::new(status, format!("{tokens}, layers [{layer_begin}, {layer_end})")))
+    }
+}
+
 /// Why a connection is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
@@ -82,6 +94,14 @@ pub struct WriteRequest {
     pub last: bool,
     /// Side payload, with the last write only.
     pub aux: Vec<u8>,
+}
+
+impl WriteRequest {
+    /// Bytes of memory that it holds.
+    pub fn bytes(&self) -> usize {
+        let ids: usize = self.blocks.iter().map(|b| size_of_val(&b.ids[..])).sum();
+        size_of::<WriteRequest>() + self.request.len() + size_of_val(&self.blocks[..]) + ids + self.aux.len()
+    }
 }
 
 /// A message.

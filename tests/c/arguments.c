@@ -455,8 +455,6 @@ static void fields_with_few_values_take_no_others(void)
     c.host_disable = 8;
     CHECK_ERROR(kvlink_agent_create(&c, r.layout, &a), KVLINK_E_UNKNOWN_ENUM, "host_disable", "8", "0..=7");
     c.host_disable = 0;
-    c.reserved = 1;
-    CHECK_ERROR(kvlink_agent_create(&c, r.layout, &a), KVLINK_E_INVALID_ARGUMENT, "kvlink_agent_config_t.reserved");
     CHECK(a == NULL);
     w.last = 2;
     CHECK_ERROR(kvlink_write_blocks(r.agent, &w, &id), KVLINK_E_UNKNOWN_ENUM, "last", "2", "0..=1");

@@ -170,13 +170,7 @@ pub fn lies(t: Transport) {
         let op = 50 + i as u64;
         raw.send(&Message::Write(WriteRequest { op, request: name, range, blocks, last: true, aux: vec![] }));
         let answer = raw.until("the refusal", |m| matches!(m, Message::WriteDone { .. } | Message::WriteGo { .. }));
-        // A range that is empty once it is cut to what is wanted moves nothing.
-        let nothing = match answer {
-            Message::WriteDone { status, bytes, .. } => status != 0 || bytes == 0,
-            Message::WriteGo { range, .. } => range.token_begin == range.token_end,
-            _ => false,
-        };
-        assert!(nothing, "write {i}");
+        assert!(matches!(answer, Message::WriteDone { status, .. } if status != 0), "write {i}: {answer:?}");
         let _ = scene.victim.agent.cancel(accepted);
         assert_ne!(scene.victim.wait("its end", |e| e.id == accepted.0).status, Status::Ok);
     }

@@ -5,7 +5,7 @@ use crate::process::Child;
 use crate::rank::{Rank, config, within};
 use crate::transport::Transport;
 use kvlink::error::{Result, Status};
-use kvlink::proto::{Direction, EventKind, Id};
+use kvlink::proto::{Direction, EventKind, Id, WriteArgs};
 use std::time::Duration;
 
 fn start(t: Transport, name: &str, change: impl Fn(&mut kvlink::agent::AgentConfig)) -> Rank {
@@ -100,6 +100,30 @@ pub fn of_parked_writes(t: Transport) {
     }
 }
 
+/// Side payloads of such writes count as well, by their bytes.
+pub fn of_parked_bytes(t: Transport) {
+    const AUX: usize = 100_000;
+    let source = Rank::alone(t, "prefill", SMALL.layout());
+    let sink = start(t, "decode", |c| c.endpoint.max_parked_bytes = 3 * AUX);
+    let peer = source.handshake(&sink, Direction::Outbound);
+    let ids = SMALL.order(1);
+    let aux = |i: usize| vec![i as u8; AUX];
+    let writes: Vec<Id> = (0..3)
+        .map(|i| {
+            let args = WriteArgs { aux: aux(i), ..write_args(peer, &format!("w{i}"), &ids[i..=i]) };
+            source.agent.write(args).unwrap()
+        })
+        .collect();
+    let e = source.wait("the refusal", |e| e.id == writes[2].0);
+    assert_eq!(e.status, Status::Limit, "{}", e.text);
+    assert!(e.text.contains(&(3 * AUX).to_string()), "{}", e.text);
+    for i in 0..2 {
+        accept(&sink, &format!("w{i}"), &ids[i..=i]);
+        assert_eq!(sink.good(EventKind::Received).payload, aux(i));
+        source.good(EventKind::Transfer);
+    }
+}
+
 /// An engine that takes no events: whoever floods it is cut off; nothing that it was told is lost or out of order.
 pub fn of_events(t: Transport) {
     const MOST: usize = 64;
@@ -116,7 +140,8 @@ pub fn of_events(t: Transport) {
     let e = flood.wait("the cut", |e| e.kind == EventKind::PeerDown);
     assert_eq!(e.peer, peer.0);
     let events = lazy.rest();
-    assert!(events.len() <= MOST + 1, "{} events wait", events.len());
+    // Its end is told too.
+    assert!(events.len() <= MOST + 2, "{} events wait", events.len());
     let told: Vec<&[u8]> =
         events.iter().filter(|e| e.kind == EventKind::Notification).map(|e| e.payload.as_slice()).collect();
     assert!(told.len() >= MOST - 4, "{} were told", told.len());

@@ -78,7 +78,7 @@ macro_rules! conformance {
                 a_peer_that_hangs_before_the_handshake,
             }
             handshake { incompatible_layouts, require_not_satisfied, require_not_satisfied_by_the_other }
-            limits { of_transfers, of_offers_and_accepts, of_peers, of_parked_writes, of_events, nothing_is_left_behind }
+            limits { of_transfers, of_offers_and_accepts, of_peers, of_parked_writes, of_parked_bytes, of_events, nothing_is_left_behind }
             destroy { the_sink_of_reads, the_source_of_reads, the_sink_of_writes, the_source_of_writes }
             hostile { garbage, half_open_connections, lies, a_request_before_its_data_connection, listeners }
             idle { agents_use_no_time }

@@ -214,6 +214,10 @@ impl Chaos {
         }
         let all: Vec<usize> = self.sides.concat().into_iter().filter(|n| self.w.sim.alive(*n)).collect();
         for n in all.iter().copied() {
+            let down = self.w.sim.events(n, EventKind::PeerDown).len();
+            assert!(faults || down == 0, "process {n} lost a peer that lives");
+        }
+        for n in all.iter().copied() {
             let sessions = self.w.sim.call(n, |e, _| e.counts()).sessions;
             let peers: Vec<Id> = [self.peers[&n].0, self.peers[&n].1].to_vec();
             let c = self.w.sim.call(n, |e, _| e.counts());
@@ -228,8 +232,6 @@ impl Chaos {
         for n in all.iter().copied() {
             let c = self.w.sim.call(n, |e, _| e.counts());
             assert_eq!(c.peers, 0, "process {n}: {c:?}");
-            let down = self.w.sim.events(n, EventKind::PeerDown).len();
-            assert!(faults || down == 0, "process {n} lost a peer that lives");
         }
         good
     }

@@ -4,7 +4,8 @@ use crate::content::What;
 use crate::world::*;
 use kvlink::error::{Error, Status};
 use kvlink::proto::{Config, Counts, Direction, EventKind, Id};
-use kvlink::wire::Message;
+use kvlink::wire::{LeaseMark, Message, Ticket};
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// Time within which a silent peer is dead by the configuration.
@@ -39,6 +40,35 @@ fn a_silently_dead_peer_fails_everything_within_the_heartbeats() {
         assert_eq!(w.sim.events(d[0], EventKind::PeerDown).len(), 2);
         w.check();
         assert_eq!(idle(&mut w, d[0]), Counts::default());
+    }
+}
+
+/// A peer that came to us is lost when its last rank is, and only an engine that has heard of it is told.
+#[test]
+fn the_end_of_a_peer_that_came_to_us_is_told_to_who_knows_it() {
+    for leaves in [true, false] {
+        let (mut w, p, d) = World::pair(23, &attention(), &place(1, 4), &place(2, 4), true);
+        let peers = w.handshakes(&d, "prefill-0:1", Direction::Inbound);
+        let stranger = w.sim.instance("stranger", &layouts(&attention(), &place(1, 4)), true)[0];
+        w.handshakes(&[stranger], "prefill-0:1", Direction::Inbound);
+        w.sim.call(d[0], |e, _| e.notify(peers[0], None, b"hello", None)).unwrap();
+        w.sim.run_for(secs(1));
+        let known = w.sim.events(p[0], EventKind::Notification)[0].peer;
+
+        w.sim.kill(stranger, false);
+        for (n, peer) in d.iter().zip(&peers) {
+            w.sim.run_for(secs(1));
+            assert!(w.sim.events(p[0], EventKind::PeerDown).is_empty());
+            match leaves {
+                true => w.sim.call(*n, |e, now| e.disconnect(now, *peer)).unwrap(),
+                false => w.sim.kill(*n, false),
+            }
+        }
+        w.sim.run_for(secs(1));
+        let down = w.sim.events(p[0], EventKind::PeerDown);
+        assert_eq!(down.iter().map(|e| (e.peer, e.status)).collect::<Vec<_>>(), [(known, Status::PeerDead)]);
+        let stale = w.sim.call(p[0], |e, _| e.notify(Id(known), None, b"?", None)).unwrap_err();
+        assert_eq!(stale.status(), Status::BadHandle);
     }
 }
 
@@ -147,6 +177,42 @@ fn a_lease_that_ends_in_mid_read_is_expired_and_never_a_success() {
             assert!(ends[0] == Status::LeaseExpired || ends == [Status::Ok; 3], "{ends:?}");
             w.check();
         }
+    }
+}
+
+/// Two requests whose leases show at the same word of a source's board.
+fn sharing_a_slot(source: u64) -> (String, String) {
+    let mut seen = HashMap::new();
+    let mut name = |i: u32| {
+        let name = format!("r{i}");
+        seen.insert(LeaseMark::new(source, &name, 1).offset, name.clone()).map(|other| (other, name))
+    };
+    (0..).find_map(&mut name).unwrap()
+}
+
+/// Who does not find its own word asks, and nobody takes the other's for its own.
+#[test]
+fn leases_that_share_a_slot_of_the_board_are_told_apart() {
+    for seed in 0..120 {
+        let (mut w, p, d) = World::pair(seed, &attention(), &place(1, 4), &place(1, 4), true);
+        let peer = w.handshakes(&d, "prefill-0:1", Direction::Inbound)[0];
+        let (probe, _) = w.offer(&p, "probe", 4, 90, None);
+        let (a, b) = sharing_a_slot(Ticket::decode(&probe).unwrap().incarnation);
+        w.sim.net.slice_bytes = 16..128;
+
+        // The first ends at any moment of its read, and the second begins before it or after it.
+        let (first, offers) = w.offer(&p, &a, 32, 0, None);
+        let early = (seed % 2 == 0).then(|| w.offer(&p, &b, 32, 20, None).0);
+        let one = w.read(d[0], peer, &first, &a, 50, Reading::default()).unwrap().0;
+        let wait = w.sim.rng.micros(0..4000);
+        w.sim.run_for(wait);
+        let _ = w.sim.call(p[0], |e, now| e.cancel(now, offers[0].1));
+        let second = early.unwrap_or_else(|| w.offer(&p, &b, 32, 20, None).0);
+        let two = w.read(d[0], peer, &second, &b, 70, Reading::default()).unwrap().0;
+        let ends = w.wait(&[one, two], secs(2));
+        assert!(matches!(ends[0], Status::Ok | Status::LeaseExpired), "{ends:?}");
+        assert_eq!(ends[1], Status::Ok);
+        w.check();
     }
 }
 

@@ -100,6 +100,68 @@ fn a_rank_whose_connection_broke_before_the_directory_came_joins_again() {
     }
 }
 
+fn failure(sim: &Sim, node: usize) -> (Status, String) {
+    let all = sim.events(node, EventKind::Ready);
+    assert_eq!(all.len(), 1, "{all:?}");
+    (all[0].status, all[0].text.clone())
+}
+
+#[test]
+fn an_instance_that_does_not_become_complete_says_who_is_missing_and_stays_so() {
+    let mut w = World::new(21);
+    w.sim.config.join_timeout = secs(60);
+    let all = layouts(&attention(), &place(2, 4));
+    let nodes: Vec<usize> = (0..3).map(|r| w.sim.spawn("i", r, 3, &all[r as usize % 2])).collect();
+    w.sim.bind(nodes[0]);
+    w.sim.bind(nodes[1]);
+    // One handshake of its own waits, and one of a foreign instance.
+    w.sim.run_for(secs(50));
+    let begin = |w: &mut World, node: usize, to: &str| {
+        let user = w.user();
+        w.sim.call(node, |e, now| e.handshake(now, to, Direction::Both, user))
+    };
+    begin(&mut w, nodes[0], "other-0:1").unwrap();
+    let other = w.sim.instance("other", &layouts(&attention(), &place(1, 4)), true)[0];
+    begin(&mut w, other, "i-0:1").unwrap();
+    w.sim.run_for(secs(20));
+
+    let (status, text) = failure(&w.sim, nodes[0]);
+    assert_eq!((status, text.contains("[2]") && text.contains("60 s")), (Status::Deadline, true), "{text}");
+    let (status, text) = failure(&w.sim, nodes[1]);
+    assert_eq!((status, text.contains("[2]") || text.contains("i-0:1")), (Status::Deadline, true), "{text}");
+    for node in [nodes[0], other] {
+        let ended = w.sim.events(node, EventKind::Handshake);
+        assert_eq!((ended.len(), ended[0].status == Status::Ok), (1, false));
+        assert!(ended[0].text.contains("[2]"), "{}", ended[0].text);
+    }
+    let refused = begin(&mut w, nodes[0], "other-0:1").unwrap_err();
+    assert_eq!((refused.status(), refused.message().contains("[2]")), (Status::WrongState, true), "{refused}");
+
+    // Too late.
+    w.sim.bind(nodes[2]);
+    w.sim.run_for(secs(1));
+    let (status, text) = failure(&w.sim, nodes[2]);
+    assert_eq!((status, text.contains("never became complete")), (Status::WrongState, true), "{text}");
+}
+
+#[test]
+fn a_rank_that_never_reaches_the_first_one_says_where_and_why() {
+    let mut w = World::new(22);
+    w.sim.config.join_timeout = secs(60);
+    let all = layouts(&attention(), &place(2, 4));
+    let alone = w.sim.spawn("i", 1, 2, &all[1]);
+    w.sim.bind(alone);
+    w.sim.run_for(secs(59));
+    assert!(ready(&w.sim, alone).is_empty());
+    w.sim.run_for(secs(2));
+    let (status, text) = failure(&w.sim, alone);
+    assert_eq!(
+        (status, text.contains("i-0:1") && text.contains("connection refused")),
+        (Status::Deadline, true),
+        "{text}"
+    );
+}
+
 #[test]
 fn a_handshake_waits_for_both_instances_to_be_complete() {
     let mut w = World::new(5);
