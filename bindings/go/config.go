@@ -21,6 +21,7 @@ type Config struct {
 	HostDisable      HostWay       // ways that must not be used
 	Heartbeat        time.Duration // silence after which a peer is asked for a sign of life; 0: 1 s
 	HeartbeatMisses  uint32        // after which it is dead; 0: 3
+	JoinTimeout      time.Duration // until all ranks of the instance must have joined; 0: 10 min
 	HandshakeTimeout time.Duration // 0: 30 s
 	TransferTimeout  time.Duration // for transfers that name none; 0: 30 s
 	Lease            time.Duration // for offers that name none; 0: 30 s
@@ -45,6 +46,7 @@ func (p *pins) config(c *Config) *C.kvlink_agent_config_t {
 		host_disable:         C.uint32_t(c.HostDisable),
 		heartbeat_ms:         p.millis("heartbeat", c.Heartbeat),
 		heartbeat_misses:     C.uint32_t(c.HeartbeatMisses),
+		join_timeout_ms:      p.millis("join timeout", c.JoinTimeout),
 		handshake_timeout_ms: p.millis("handshake timeout", c.HandshakeTimeout),
 		transfer_timeout_ms:  p.millis("transfer timeout", c.TransferTimeout),
 		lease_ms:             p.millis("lease", c.Lease),

@@ -68,6 +68,7 @@ struct AgentConfig {
     std::uint32_t host_disable = 0;
     std::uint32_t heartbeat_ms = 0;
     std::uint32_t heartbeat_misses = 0;
+    std::uint32_t join_timeout_ms = 0;
     std::uint32_t handshake_timeout_ms = 0;
     std::uint32_t transfer_timeout_ms = 0;
     std::uint32_t lease_ms = 0;
@@ -390,6 +391,7 @@ inline Result<Agent> Agent::create(const AgentConfig& config, const Layout& layo
     c.host_disable = config.host_disable;
     c.heartbeat_ms = config.heartbeat_ms;
     c.heartbeat_misses = config.heartbeat_misses;
+    c.join_timeout_ms = config.join_timeout_ms;
     c.handshake_timeout_ms = config.handshake_timeout_ms;
     c.transfer_timeout_ms = config.transfer_timeout_ms;
     c.lease_ms = config.lease_ms;
