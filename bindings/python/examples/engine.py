@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import selectors
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import kvlink
 
@@ -82,7 +84,7 @@ class Engine:
             require_transport=o.transport,
             disable=BETTER[o.transport].split(),
         )
-        self.requests: dict[kvlink.Operation, Request] = {}
+        self.requests: dict[kvlink.Operation[Any] | None, Request] = {}
         say(f"address {self.agent.address}")
         for index, nbytes in enumerate(layout.regions):
             memory = kvlink.shared_memory(nbytes)
@@ -117,7 +119,7 @@ class Engine:
                         for event in self.agent.poll(0):
                             on_event(event)
                         continue
-                    data = sys.stdin.buffer.raw.read(1 << 16)
+                    data = os.read(key.fd, 1 << 16)
                     *lines, rest = (rest + data).split(b"\n")
                     for line in lines:
                         if line == b"quit":

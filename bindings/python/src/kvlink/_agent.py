@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from . import _abi
 from ._abi import Direction, EventKind, Status
@@ -29,6 +30,8 @@ _POLL_CAP = 64
 # A poll without end returns to the interpreter this often, so that signals are handled.
 _SLICE_MS = 200
 _STATISTICS_SIZE = ctypes.sizeof(_abi.kvlink_statistics_t)
+# The counters behind struct_size and reserved.
+_counters = struct.Struct("=8x4Q").unpack_from
 _poll = lib.kvlink_poll
 _statistics = lib.kvlink_statistics
 
@@ -54,7 +57,7 @@ class Agent:
         leader: str | None = None,
         allow_remote: bool = False,
         require_transport: str | None = None,
-        disable: Iterable[Literal["shm", "cma", "tcp"]] = (),
+        disable: Iterable[str] = (),
         heartbeat: float | None = None,
         heartbeat_misses: int = 0,
         handshake_timeout: float | None = None,
@@ -69,7 +72,8 @@ class Agent:
         """Starts an agent for a rank with this layout.
 
         Times are seconds; None and 0 are the library's defaults, see kvlink_agent_config_t in kvlink.h. `leader` is the
-        address of rank 0, required on every other rank; `disable` names ways of the host transport not to be used.
+        address of rank 0, required on every other rank; `disable` names ways of the host transport
+        ("shm", "cma", "tcp") that must not be used.
         """
         config = _abi.kvlink_agent_config_t(struct_size=ctypes.sizeof(_abi.kvlink_agent_config_t))
         texts = {"listen": listen, "advertise": advertise, "leader": leader, "require_transport": require_transport}
@@ -148,7 +152,7 @@ class Agent:
             self.register(region, place)
 
     def deregister(self, region: int) -> None:
-        """Takes a region away: what uses it ends, and no byte of it is touched any more. The agent moves no more data."""
+        """Takes a region away: what uses it ends, no byte of it is touched any more. The agent then moves nothing."""
         self._check(lib.kvlink_deregister(self._handle, region))
         self._memory.pop(region, None)
 
@@ -202,15 +206,15 @@ class Agent:
         )
         return self._submit(Accept(self, f"accept of {request!r}"), lib.kvlink_accept, accept)
 
-    def _transfer(self, function: Any, struct: Any, what: str) -> Transfer:
-        return self._submit(Transfer(self, what), function, struct)
+    def _transfer(self, function: Any, request: Any, what: str) -> Transfer:
+        return self._submit(Transfer(self, what), function, request)
 
-    def _submit(self, operation: O, function: Any, struct: Any) -> O:
+    def _submit(self, operation: O, function: Any, request: Any) -> O:
         number = ctypes.c_uint64()
 
         def call(key: int) -> int:
-            struct.user_data = key
-            status: int = function(self._handle, struct, number)
+            request.user_data = key
+            status: int = function(self._handle, request, number)
             return status
 
         self._begin(operation, call)
@@ -257,6 +261,8 @@ class Agent:
         """
         if self._loop is not None and not self._loop.is_closed():
             raise WrongState("an event loop serves this agent: await its operations instead of polling")
+        if not 0 < max_events <= _POLL_CAP:
+            max_events = self._cap(max_events)
         if timeout == 0:
             return self._take(0, max_events)
         left = None if timeout is None else milliseconds("timeout", timeout)
@@ -268,6 +274,12 @@ class Agent:
             if events or left == 0:
                 return events
 
+    @staticmethod
+    def _cap(max_events: int) -> int:
+        if max_events < 1:
+            raise InvalidArgument(f"max_events is {max_events}")
+        return min(max_events, _POLL_CAP)
+
     def _take(self, timeout_ms: int, cap: int) -> list[Event]:
         if not self._poll_lock.acquire(False):
             if os.getpid() != self._pid:
@@ -275,7 +287,7 @@ class Agent:
             raise WrongState("another thread polls this agent")
         try:
             self._polled = True
-            status = _poll(self._handle, self._events, min(cap, _POLL_CAP), timeout_ms, self._count)
+            status = _poll(self._handle, self._events, cap, timeout_ms, self._count)
             if status:
                 self._check(status)
             count = self._count.value
@@ -392,7 +404,7 @@ class Agent:
         status = _statistics(self._handle, raw)
         if status:
             self._check(status)
-        return Statistics(raw.bytes, raw.spans, raw.transfers, raw.failures)
+        return tuple.__new__(Statistics, _counters(raw))
 
     def close(self) -> None:
         """Stops the agent, whatever runs; afterwards nothing touches registered memory, and what ran is cancelled.

@@ -145,10 +145,10 @@ def _torch(tensor: Any) -> Strided:
 def _interface(array: Any, interface: dict[str, Any], device: str) -> Strided:
     address, readonly = interface["data"]
     shape = tuple(interface["shape"])
-    dtype = getattr(array, "dtype", None)
-    size = int(getattr(dtype, "itemsize", 0) or interface["typestr"][2:])
+    size = int(interface["typestr"][2:])
     strides = tuple(interface.get("strides") or _dense(shape, size))
-    name = str(getattr(dtype, "name", None) or _typestr_name(interface["typestr"]))
+    # The interface calls bfloat16 and its like void; numpy's type has their name.
+    name = str(getattr(getattr(array, "dtype", None), "name", None) or _typestr_name(interface["typestr"]))
     if interface["typestr"].startswith(">") and size > 1:
         raise InvalidLayout(f"dtype {name} is big-endian, caches are little-endian")
     start, end = _bounds(address, shape, strides, size)
@@ -177,8 +177,9 @@ def _numpy_allocation(array: Any, start: int, end: int) -> tuple[int, int]:
             candidates.append(numpy.frombuffer(base, numpy.uint8))
     for candidate in candidates:
         interface = candidate.__array_interface__
-        strides = interface.get("strides") or _dense(interface["shape"], candidate.itemsize)
-        low, high = _bounds(interface["data"][0], interface["shape"], strides, candidate.itemsize)
+        size = int(interface["typestr"][2:])
+        strides = interface.get("strides") or _dense(interface["shape"], size)
+        low, high = _bounds(interface["data"][0], interface["shape"], strides, size)
         start, end = min(start, low), max(end, high)
     return start, end
 

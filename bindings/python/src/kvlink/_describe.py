@@ -116,7 +116,7 @@ def attention(
     """
     what = f"{role} of layers {list(layers)}"
     a = _Axes(what, array, axes, "LBTNHCK", "BNHC")
-    content, unit = a.extent("C"), a.stride("C")
+    content = a.extent("C")
     planes: list[tuple[_Axes, int, int]] = [(a, 0, 0)]
     if "K" in a:
         a.expect("K", 2, "keys and values are")
@@ -134,7 +134,6 @@ def attention(
     element = a.array.element(dtype)
     if first_head + a.extent("H") > heads:
         a.refuse(f"heads {first_head}..{first_head + a.extent('H')} of a model with {heads}")
-    _check_unit(a, unit)
     return [
         Tensor(
             layer=layer,
@@ -156,11 +155,6 @@ def _rows(a: _Axes, first_head: int, begin: int) -> tuple[Extent, Extent]:
     )
 
 
-def _check_unit(a: _Axes, unit: int) -> None:
-    if a.extent("C") > 1 and unit == 0:
-        a.refuse("axis C (content) has the stride 0: its elements are one and the same")
-
-
 def record(
     array: Any,
     axes: str,
@@ -176,7 +170,6 @@ def record(
     """
     a = _Axes(f"{role} of layers {list(layers)}", array, axes, "LBTNC", "BNC")
     content, unit = a.extent("C"), a.stride("C")
-    _check_unit(a, unit)
     size = a.array.itemsize
     if dtype is DType.OPAQUE:
         if content > 1 and unit != size:
@@ -213,7 +206,6 @@ def state(
     a = _Axes(f"{role} of layers {list(layers)}", array, axes, "LBHC", "BHC")
     if first_head + a.extent("H") > heads:
         a.refuse(f"heads {first_head}..{first_head + a.extent('H')} of a model with {heads}")
-    _check_unit(a, a.stride("C"))
     return [
         Tensor(
             layer=layer,

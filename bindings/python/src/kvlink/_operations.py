@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._abi import Status
@@ -18,13 +18,18 @@ from ._events import Event, Moved, Received
 from ._library import lib
 from ._peer import Peer
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
     from ._agent import Agent
 
-T = TypeVar("T")
+    _Future = asyncio.Future
+else:
+    # Only type checkers need telling: at run time it is a future by its protocol.
+    _Future = Generic
 
 
-class Operation(Generic[T]):
+class Operation(_Future[T]):
     """Something under way; made by methods of `Agent` and `Peer`."""
 
     # The protocol of futures that are not asyncio's own.
@@ -33,6 +38,7 @@ class Operation(Generic[T]):
     def __init__(self, agent: Agent, what: str) -> None:
         self._agent = agent
         self._what = what
+        self._callbacks: list[tuple[Callable[[Any], object], Context]] = []
         self._cancel_message: Any = None
         self._cancelling = False
         self._future: asyncio.Future[T] | None = None
@@ -84,13 +90,20 @@ class Operation(Generic[T]):
         """The event loop that serves it."""
         return self._attached().get_loop()
 
-    def add_done_callback(self, fn: Callable[[asyncio.Future[T]], object], *, context: Context | None = None) -> None:
-        """Calls `fn` from the event loop when it has ended."""
-        self._attached().add_done_callback(fn, context=context)
+    def add_done_callback(self, fn: Callable[[Any], object], *, context: Context | None = None) -> None:
+        """Calls ``fn(self)`` from the event loop when it has ended."""
+        loop = self._attached().get_loop()
+        context = context or copy_context()
+        if self.event is not None:
+            loop.call_soon(fn, self, context=context)
+        else:
+            self._callbacks.append((fn, context))
 
-    def remove_done_callback(self, fn: Callable[[asyncio.Future[T]], object]) -> int:
+    def remove_done_callback(self, fn: Callable[[Any], object]) -> int:
         """Takes a callback back; returns how often it was there."""
-        return self._attached().remove_done_callback(fn)
+        before = len(self._callbacks)
+        self._callbacks = [entry for entry in self._callbacks if entry[0] != fn]
+        return before - len(self._callbacks)
 
     def _make_cancelled_error(self) -> BaseException:
         return (
@@ -123,6 +136,9 @@ class Operation(Generic[T]):
             self._future = loop.create_future()
         if self._future is not None:
             self._settle(self._future, event)
+            for fn, context in self._callbacks:
+                self._future.get_loop().call_soon(fn, self, context=context)
+            self._callbacks.clear()
 
     def _settle(self, future: asyncio.Future[T], event: Event) -> None:
         if self._cancelling and not isinstance(event.error, Quarantined):

@@ -23,9 +23,9 @@ class Group:
     kind: GroupKind = GroupKind.PAGED
     reach: ReachKind = ReachKind.FULL
     reach_tokens: int = 0
-    context_size: int = 0
+    context_size: int = 1
     context_rank: int = 0
-    context_interleave: int = 0
+    context_interleave: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

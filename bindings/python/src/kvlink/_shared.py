@@ -12,11 +12,11 @@ from ._library import lib
 _live: dict[int, int] = {}
 
 
-def shared_memory(nbytes: int) -> ctypes.Array[ctypes.c_uint8]:
+def shared_memory(nbytes: int) -> memoryview:
     """Zeroed memory that peers on this host can map: the fastest path between processes.
 
-    It is a buffer: ``memoryview(m)``, ``numpy.frombuffer(m, dtype)`` and ``torch.frombuffer(m, dtype=...)`` are views
-    of it. It is freed with the last of them; while a region uses it, it stays.
+    ``numpy.frombuffer(m, dtype)`` and ``torch.frombuffer(m, dtype=...)`` are further views of it. It is freed with the
+    last of them; while a region uses it, it stays.
     """
     if nbytes <= 0:
         raise InvalidArgument(f"shared memory of {nbytes} bytes")
@@ -27,7 +27,7 @@ def shared_memory(nbytes: int) -> ctypes.Array[ctypes.c_uint8]:
     _live[address] = nbytes
     # At the interpreter's exit others may still look at it; the system frees it then.
     weakref.finalize(memory, _free, address).atexit = False
-    return memory
+    return memoryview(memory).cast("B")
 
 
 def _free(address: int) -> None:

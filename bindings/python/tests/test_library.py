@@ -1,0 +1,67 @@
+"""Which library is loaded, and what is said if none is fit."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from support import python
+
+import kvlink
+from kvlink._library import _compatible, lib
+
+
+def test_the_environment_s_library_wins_and_nothing_else_is_tried(tmp_path: Path) -> None:
+    copy = tmp_path / "other.so"
+    shutil.copy(lib._name if Path(lib._name).exists() else "libkvlink.so.0", copy)
+    run = python("from kvlink._library import lib; print(lib._name)", KVLINK_LIBRARY=str(copy))
+    assert run.stdout.strip() == str(copy), run.stderr
+    run = python("import kvlink", KVLINK_LIBRARY="/nowhere/libkvlink.so")
+    assert run.returncode == 1
+    assert "ImportError: kvlink finds no fit libkvlink.so.0" in run.stderr
+    assert "KVLINK_LIBRARY=/nowhere/libkvlink.so: /nowhere/libkvlink.so: cannot open shared object" in run.stderr
+
+
+def test_without_the_variable_bundle_and_system_are_tried_and_named(tmp_path: Path) -> None:
+    source = Path(kvlink.__file__).parent
+    shutil.copytree(source, tmp_path / "kvlink", ignore=shutil.ignore_patterns("*.so*", "__pycache__"))
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import kvlink"
+    run = python(code, KVLINK_LIBRARY="", LD_LIBRARY_PATH=str(tmp_path))
+    assert run.returncode == 1, "there is a libkvlink.so.0 in the system"
+    lines = [line for line in run.stderr.splitlines() if line.startswith("  the ")]
+    assert [line.split(":")[0].split("/")[0] for line in lines] == [
+        "  the package's own ",
+        "  the system's libkvlink.so.0",
+    ]
+    shutil.copy(lib._name, tmp_path / "libkvlink.so.0")
+    run = python(code, KVLINK_LIBRARY="", LD_LIBRARY_PATH=str(tmp_path))
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_library_of_another_version_or_kind_is_refused(tmp_path: Path) -> None:
+    functions = [f"int {name}(void) {{ return 0; }}" for name in _functions() if name != "kvlink_version"]
+    for body, message in (
+        ('const char *kvlink_version(void) { return "0.2.0"; }', "it is version 0.2.0, the package is for 0.1.0"),
+        ("", "it lacks a function of kvlink 0.1.0"),
+    ):
+        source, library = tmp_path / "other.c", tmp_path / "other.so"
+        source.write_text("\n".join([*functions, body]))
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+        run = python("import kvlink", KVLINK_LIBRARY=str(library))
+        assert run.returncode == 1
+        assert message in run.stderr
+
+
+def _functions() -> list[str]:
+    from kvlink import _abi
+
+    return list(_abi.PROTOTYPES)
+
+
+def test_versions_that_fit() -> None:
+    assert _compatible("0.1.9", "0.1.0")
+    assert not _compatible("0.2.0", "0.1.0")
+    assert _compatible("1.4.0", "1.2.3")
+    assert not _compatible("1.1.0", "1.2.0")
+    assert not _compatible("2.0.0", "1.2.0")
