@@ -8,7 +8,7 @@ CWARN := -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror
 CLINK := -Iinclude -L$(RELEASE) -lkvlink -Wl,-rpath,'$$ORIGIN/../release'
 FUZZ_SECONDS ?= 600
 
-.PHONY: all demo test tsan bench fuzz lib examples header setup clean
+.PHONY: all demo test test-python test-python-torch tsan bench fuzz lib examples header setup clean
 
 all: lib examples
 
@@ -23,6 +23,18 @@ demo: examples
 test:
 	@sh scripts/setup.sh test
 	@sh scripts/test.sh
+
+# The Python package: wheel, tests, types, lint, examples, and mixed with C in the demo.
+# KVLINK_BUILD_LIBRARY=path names the library to test; left out, it is that of `make lib`.
+test-python: examples
+	@sh scripts/setup.sh test
+	$(CARGO) build --release --example demo
+	@sh scripts/test-python.sh
+
+# What needs torch: PyPI's wheel brings CUDA along, some 5 GB, which are kept in the user's cache.
+test-python-torch: lib
+	@sh scripts/setup.sh test
+	@sh scripts/test-python.sh torch
 
 # The agent under the thread sanitizer. Needs a nightly toolchain; its standard library is instrumented too.
 TSAN_TARGET := x86_64-unknown-linux-gnu

@@ -8,6 +8,7 @@ command -v c++ >/dev/null 2>&1 || missing="$missing g++"
 command -v nm >/dev/null 2>&1 || missing="$missing binutils"
 if [ "${1:-}" = test ]; then
     command -v valgrind >/dev/null 2>&1 || missing="$missing valgrind"
+    { command -v python3 && python3 -c 'import ensurepip, venv'; } >/dev/null 2>&1 || missing="$missing python3-venv"
     # valgrind needs the symbols of the loader.
     [ -d /usr/lib/debug/.build-id ] || missing="$missing libc6-dbg"
 fi

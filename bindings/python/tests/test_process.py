@@ -10,6 +10,13 @@ import asyncio, os, sys, threading
 import kvlink
 from support import Pair, TOKENS, wait_event
 pair = Pair(shared=True)
+
+def poll():
+    try:
+        while True:
+            pair.decode.poll(None)
+    except kvlink.BadHandle:
+        pass  # The end of the interpreter closes the agent.
 """
 
 
@@ -20,7 +27,7 @@ pair = Pair(shared=True)
         "pair.decode.poll(0.01)",
         "accept = pair.decode.accept('never', [pair.TO], TOKENS)",
         "asyncio.run(pair.decode.ready())",
-        "threading.Thread(target=pair.decode.poll, args=(None,), daemon=True).start(); pair.decode.poll.__self__",
+        "threading.Thread(target=poll, daemon=True).start()",
         "pair.me = pair",
         "import builtins; builtins.kept = pair; view = memoryview(pair.target)",
         "pair.decode.close()",

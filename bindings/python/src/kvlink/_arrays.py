@@ -134,9 +134,10 @@ def _torch(tensor: Any) -> Strided:
     size = int(tensor.element_size())
     # untyped_storage came with torch 2.0.
     storage = tensor.untyped_storage() if hasattr(tensor, "untyped_storage") else tensor.storage()
-    device, begin = str(tensor.device), int(storage.data_ptr())
-    length = int(storage.nbytes())
-    place = _storage(tensor, begin, begin + length, device="cpu" if device == "cpu" else device)
+    device, begin, length = str(tensor.device), int(storage.data_ptr()), int(storage.nbytes())
+    if begin == 0:
+        raise InvalidArgument(f"a tensor of {length} bytes on {device} has no memory")
+    place = _storage(tensor, begin, begin + length, device=device)
     strides = tuple(int(s) * size for s in tensor.stride())
     name = str(tensor.dtype).removeprefix("torch.")
     return Strided(int(tensor.data_ptr()), tuple(map(int, tensor.shape)), strides, size, name, place)

@@ -27,7 +27,7 @@ class Event:
     peer: Peer | None
     #: The peer's rank that it is about; None: all, or none.
     rank: int | None
-    #: Bytes and spans moved.
+    #: Bytes moved, and for transfers the spans.
     nbytes: int
     spans: int
     #: A notification's message, an accept's side payload, or for a handshake the transports in effect.
@@ -54,7 +54,6 @@ class Received(NamedTuple):
     """What arrived for an accept, with the side payload of the last write."""
 
     nbytes: int
-    spans: int
     payload: bytes
 
 
