@@ -59,7 +59,7 @@ tests() {
 
 if [ "${1:-}" = torch ]; then
     venv=${XDG_CACHE_HOME:-$HOME/.cache}/kvlink/python-torch
-    environment "$venv" torch==2.9.1
+    environment "$venv" torch==2.15.0
 else
     venv=$work/venv
     environment "$venv" ""

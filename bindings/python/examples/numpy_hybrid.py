@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Two processes move the cache of a hybrid model held in numpy arrays, and check it.
 
-Layers 0 and 2 keep recurrent state per request, layers 1 and 3 attention keys and values per token. The prefill process
-stores blocks of 16 tokens with heads outside, the decode process blocks of 32 with tokens outside. kvlink learns all that
+Layers 0 and 2 keep recurrent state per request, layers 1 and 3 keys and values per token. The prefill process stores
+blocks of 16 tokens with heads outside, the decode process blocks of 32 with tokens outside. kvlink learns all that
 from the shapes and strides.
 """
 

@@ -99,7 +99,7 @@ def test_a_refused_call_leaves_nothing_behind() -> None:
             pair.prefill.offer("r", [[99]], 16)
         with pytest.raises(kvlink.InvalidArgument, match="NUL"):
             pair.offer("a\0b")
-        for seconds in (0, -1, 1e9):
+        for seconds in (0, -1, 1e9, float("inf"), float("nan")):
             with pytest.raises(kvlink.InvalidArgument, match="lease is"):
                 pair.offer("r", lease=seconds)
         assert len(pair.prefill._operations) == 1

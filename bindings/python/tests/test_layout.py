@@ -71,6 +71,15 @@ def test_json_says_the_same() -> None:
     assert layout.regions == (2 * BLOCKS * HEADS * TOKENS * 2 * DIM * 2,)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    layout = numbers("LBHNC", layers=np.array([3, 5]), heads=np.int64(8), num_heads=np.uint8(HEADS))
+    assert same(layout, numbers("LBHNC"))
+    plan = Plan.compile([layout], [layout])
+    assert plan is not None
+    assert len(plan.expand([[0]], [[1]], np.int64(16).item(), token_end=16)) == 2
+    assert list(plan.expand([[0]], [[1]], np.int32(16))) == list(plan.expand([[0]], [[1]], 16))  # type: ignore[arg-type]
+
+
 def test_planes_of_one_array_and_of_two() -> None:
     both = np.zeros([2, 2, BLOCKS, TOKENS, HEADS, DIM], np.float16)
     plane = both[0].nbytes

@@ -74,3 +74,10 @@ assert pair.arrived()
 """
     )
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_the_end_of_the_interpreter_closes_agents() -> None:
+    # Handlers run in reverse: this one after the one that comes with the first agent.
+    code = "import atexit; kept = []; atexit.register(lambda: print([agent.closed for agent in kept]))"
+    run = python(code + START + "kept += [pair.prefill, pair.decode]; print([agent.closed for agent in kept])")
+    assert (run.returncode, run.stdout, run.stderr) == (0, "[False, False]\n[True, True]\n", "")

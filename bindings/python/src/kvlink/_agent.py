@@ -230,7 +230,7 @@ class Agent:
         try:
             self._check(call(key))
         except BaseException:
-            del self._operations[key]
+            self._operations.pop(key, None)
             raise
 
     def _ticket(self, offer: int) -> bytes:
@@ -376,9 +376,10 @@ class Agent:
     def _end_all(self, error: Error) -> None:
         """Ends whatever waits for events that will not come."""
         event = Event(EventKind.AGENT_FAILED, None, None, None, 0, 0, b"", error)
-        while self._operations:
-            _, operation = self._operations.popitem()
-            operation._finish(event, self._loop)
+        for key in list(self._operations):
+            operation = self._operations.pop(key, None)
+            if operation is not None:
+                operation._finish(event, self._loop)
         if self._ready is None:
             self._ready = event
         _wake(self._ready_waiting)

@@ -200,6 +200,10 @@ class _DLTensor(ctypes.Structure):
     ]
 
 
+# A prototype of our own: the attributes of `ctypes.pythonapi` are everybody's.
+_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 # Of dlpack.h: type codes, and the devices whose memory the host can address.
 _DL_NAMES = {0: "int{}", 1: "uint{}", 2: "float{}", 4: "bfloat16", 10: "float8_e4m3fn", 12: "float8_e5m2"}
 _DL_HOST = {1, 3}
@@ -207,10 +211,8 @@ _DL_HOST = {1, 3}
 
 def _dlpack(array: Any) -> Strided:
     capsule = array.__dlpack__()
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # The capsule is not consumed: it lets go of the array when it is collected; `array` itself is kept.
-    tensor = _DLTensor.from_address(pointer(capsule, b"dltensor"))
+    tensor = _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
     size = (tensor.bits * tensor.lanes + 7) // 8
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(s * size for s in tensor.strides[: tensor.ndim]) if tensor.strides else _dense(shape, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import sys
 from array import array
 from collections.abc import Sequence
@@ -31,9 +32,10 @@ def block_lists(lists: Sequence[Any], what: str, keep: list[Any]) -> Any:
     keep.append(found)
     for group, (slot, ids) in enumerate(zip(found, lists, strict=True)):
         if isinstance(ids, Blocks):
-            if not 0 <= ids.first < 1 << 64:
-                raise InvalidBlocks(f"{what}[{group}]: first is {ids.first}")
-            slot.first, ids = ids.first, ids.ids
+            first = operator.index(ids.first)
+            if not 0 <= first < 1 << 64:
+                raise InvalidBlocks(f"{what}[{group}]: first is {first}")
+            slot.first, ids = first, ids.ids
         slot.ids, slot.count, held = _ids(ids, f"{what}[{group}]")
         keep.append(held)
     return found

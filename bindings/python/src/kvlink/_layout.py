@@ -7,6 +7,7 @@ import json
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from . import _abi
@@ -67,7 +68,7 @@ class Layout:
         flat: list[Piece] = []
         for piece in pieces:
             flat.extend([piece] if isinstance(piece, Attention | Record | State | Tensor) else piece)
-        given = None if regions is None else [r if isinstance(r, int) else memory(r) for r in regions]
+        given = None if regions is None else [int(r) if isinstance(r, Integral) else memory(r) for r in regions]
         places = _allocations(flat) if given is None else given
         flat = [_resolve(p, places, groups) if isinstance(p, Tensor) else p for p in flat]
         handle = _create(flat, groups, [p if isinstance(p, int) else p.nbytes for p in places], model)

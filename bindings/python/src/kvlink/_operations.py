@@ -20,6 +20,9 @@ from ._peer import Peer
 
 T = TypeVar("T")
 
+# What is cancelled has ended already: its event, or the agent's failure, is in the queue.
+_ENDED = (Status.BAD_HANDLE, Status.POISONED)
+
 if TYPE_CHECKING:
     from ._agent import Agent
 
@@ -63,8 +66,7 @@ class Operation(_Future[T]):
         return True
 
     def _request_cancel(self) -> None:
-        # An id that has ended already: its event is in the queue.
-        self._agent._check(lib.kvlink_cancel(self._agent._handle, self.id), Status.BAD_HANDLE)
+        self._agent._check(lib.kvlink_cancel(self._agent._handle, self.id), *_ENDED)
 
     def result(self) -> T:
         """What it came to; raises what made it fail, or WrongState before its end."""
@@ -165,7 +167,7 @@ class Handshake(Operation[Peer]):
         return self.peer
 
     def _request_cancel(self) -> None:
-        self._agent._check(lib.kvlink_disconnect(self._agent._handle, self.peer.id), Status.BAD_HANDLE)
+        self._agent._check(lib.kvlink_disconnect(self._agent._handle, self.peer.id), *_ENDED)
 
 
 class Transfer(Operation[Moved]):

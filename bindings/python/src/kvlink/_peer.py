@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ._agent import Agent
     from ._operations import Transfer
 
+# Seconds that fit into 32 bits of milliseconds.
+_LONGEST = 4_294_967
+
 
 class Peer:
     """A remote instance."""
@@ -153,10 +156,9 @@ def milliseconds(name: str, seconds: float | None) -> int:
     """Seconds as the library takes them; None is its default, and what is shorter than a millisecond is one."""
     if seconds is None:
         return 0
-    ms = max(1, round(seconds * 1000)) if seconds > 0 else 0
-    if not 0 < ms < 1 << 32:
-        raise InvalidArgument(f"{name} is {seconds} s")
-    return ms
+    if not 0 < seconds <= _LONGEST:
+        raise InvalidArgument(f"{name} is {seconds} s, not within 0..{_LONGEST}")
+    return max(1, round(seconds * 1000))
 
 
 def c_string(name: str, text: str) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, ClassVar
+from numbers import Integral
+from typing import Any, ClassVar, SupportsIndex
 
 from . import _abi
 from ._abi import DType, GroupKind, ReachKind
@@ -165,11 +167,14 @@ Piece = Attention | Record | State | Tensor
 
 def uints(kind: Any, values: Sequence[int], what: str) -> Any:
     """A C array of unsigned integers."""
-    limit = 1 << 8 * ctypes.sizeof(kind)
-    for i, value in enumerate(values):
-        if not 0 <= value < limit:
-            raise InvalidLayout(f"{what}[{i}] is {value}, not within 0..{limit}")
-    return (kind * len(values))(*values)
+    return (kind * len(values))(*(_uint(kind, value, f"{what}[{i}]") for i, value in enumerate(values)))
+
+
+def _uint(kind: Any, value: SupportsIndex, what: str) -> int:
+    number, limit = operator.index(value), 1 << 8 * ctypes.sizeof(kind)
+    if not 0 <= number < limit:
+        raise InvalidLayout(f"{what} is {number}, not within 0..{limit - 1}")
+    return number
 
 
 def to_c(piece: Any, keep: list[Any], what: str) -> Any:
@@ -188,11 +193,8 @@ def to_c(piece: Any, keep: list[Any], what: str) -> Any:
             setattr(c, name, value.encode())
         elif is_dataclass(value):
             setattr(c, name, to_c(value, keep, label))
-        elif isinstance(value, int):
-            limit = 1 << 8 * ctypes.sizeof(sizes[name])
-            if not 0 <= value < limit:
-                raise InvalidLayout(f"{label} is {value}, not within 0..{limit}")
-            setattr(c, name, value)
+        elif isinstance(value, Integral):
+            setattr(c, name, _uint(sizes[name], value, label))
         else:
             array = array_of(value, keep, label)
             setattr(c, name, ctypes.addressof(array))

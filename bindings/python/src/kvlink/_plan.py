@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -148,6 +149,7 @@ def layer_range(layers: range | None) -> tuple[int, int]:
 
 def token_range(begin: int, end: int | None, total: int) -> tuple[int, int, int]:
     """Tokens as the library takes them, for which the end 0 is that of the request."""
+    begin, total = operator.index(begin), operator.index(total)
     for name, value in (("token_begin", begin), ("tokens", total)):
         if not 0 <= value <= sys.maxsize:
             raise InvalidArgument(f"{name} is {value}")
@@ -155,4 +157,4 @@ def token_range(begin: int, end: int | None, total: int) -> tuple[int, int, int]
         return begin, 0, total
     if not 0 < end <= sys.maxsize:
         raise InvalidArgument(f"token_end is {end}")
-    return begin, end, total
+    return begin, operator.index(end), total
