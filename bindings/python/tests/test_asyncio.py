@@ -292,6 +292,29 @@ def test_a_later_loop_takes_over_from_one_that_has_ended() -> None:
     run(second())
 
 
+def test_an_agent_is_closed_after_its_loop_was_closed_in_the_middle() -> None:
+    pair = Pair()
+    loop = asyncio.new_event_loop()
+    accept = pair.decode.accept("never", [pair.TO], TOKENS)
+
+    async def wait() -> None:
+        await accept
+
+    async def down() -> None:
+        await (await pair.decode.handshake(pair.prefill.address)).wait_down()
+
+    tasks = [loop.create_task(c) for c in (wait(), down())]
+    loop.run_until_complete(asyncio.wait(tasks, timeout=0.2))
+    loop.close()
+    pair.decode.close()
+    pair.prefill.close()
+    assert accept.done()
+    assert isinstance(accept.event and accept.event.error, kvlink.Cancelled)
+    for task in tasks:
+        # Nobody will: its loop is closed. Else its end would be reported as forgotten.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
 def test_closing_cancels_what_is_under_way_and_does_not_block_the_loop() -> None:
     async def main() -> None:
         pair = Pair()

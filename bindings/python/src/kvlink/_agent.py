@@ -22,7 +22,7 @@ from ._layout import Layout
 from ._library import lib
 from ._notifications import Notifications
 from ._operations import Accept, Handshake, Offer, Operation, Transfer
-from ._peer import Peer, c_string, milliseconds
+from ._peer import Peer, c_string, milliseconds, wake
 from ._plan import token_range
 
 _DISABLE = {"shm": 1, "cma": 2, "tcp": 4}
@@ -364,7 +364,7 @@ class Agent:
             operation._finish(event, self._loop)
         elif event.kind == EventKind.READY:
             self._ready = event
-            _wake(self._ready_waiting)
+            wake(self._ready_waiting)
         elif event.kind == EventKind.PEER_DOWN and peer is not None:
             peer._gone(event.error or Error("the peer is gone", Status.PEER_DEAD))
         elif event.kind == EventKind.NOTIFICATION and self._notifications is not None:
@@ -382,11 +382,11 @@ class Agent:
                 operation._finish(event, self._loop)
         if self._ready is None:
             self._ready = event
-        _wake(self._ready_waiting)
+        wake(self._ready_waiting)
         for peer in list(self._peers.values()):
             if peer.down is None:
                 peer._gone(error)
-        if self._notifications is not None:
+        if self._notifications is not None and self._loop is not None and not self._loop.is_closed():
             self._notifications.end()
 
     # The agent itself.
@@ -474,12 +474,6 @@ class Agent:
     def __repr__(self) -> str:
         fork = f", of process {self._pid}" if os.getpid() != self._pid else ""
         return f"<kvlink.Agent {self.instance!r}{', closed' if self.closed else fork}>"
-
-
-def _wake(waiting: set[asyncio.Future[None]]) -> None:
-    for future in waiting:
-        if not future.done():
-            future.set_result(None)
 
 
 def _destroy(handle: int, memory: dict[int, Memory]) -> None:

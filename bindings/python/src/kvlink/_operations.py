@@ -138,8 +138,9 @@ class Operation(_Future[T]):
             self._future = loop.create_future()
         if self._future is not None:
             self._settle(self._future, event)
-            for fn, context in self._callbacks:
-                self._future.get_loop().call_soon(fn, self, context=context)
+            serving = self._future.get_loop()
+            for fn, context in self._callbacks if not serving.is_closed() else ():
+                serving.call_soon(fn, self, context=context)
             self._callbacks.clear()
 
     def _settle(self, future: asyncio.Future[T], event: Event) -> None:

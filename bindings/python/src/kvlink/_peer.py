@@ -144,12 +144,17 @@ class Peer:
 
     def _gone(self, error: Error) -> None:
         self.down = error
-        for future in self._waiting:
-            if not future.done():
-                future.set_result(None)
+        wake(self._waiting)
 
     def __repr__(self) -> str:
         return f"<kvlink.Peer {self.id:#x}{'' if self.down is None else ', gone'}>"
+
+
+def wake(waiting: set[asyncio.Future[None]]) -> None:
+    """Ends what coroutines wait for, but for those whose event loop has ended."""
+    for future in waiting:
+        if not future.done() and not future.get_loop().is_closed():
+            future.set_result(None)
 
 
 def milliseconds(name: str, seconds: float | None) -> int:
