@@ -54,6 +54,12 @@ def test_a_transposed_view_is_described_by_its_strides() -> None:
     assert same(described(view, "BNLHC"), numbers("LBHNC"))
 
 
+def test_axes_of_one_element_may_have_any_stride() -> None:
+    one = array("LBHNC", L=1)
+    turned = np.lib.stride_tricks.as_strided(one, strides=(-(1 << 20), *one.strides[1:]))
+    assert same(described(turned, "LBHNC", layers=[3]), described(one[0], "BHNC", layers=[3]))
+
+
 def test_json_says_the_same() -> None:
     geometry = {
         "name": "m",

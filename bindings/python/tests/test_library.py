@@ -9,12 +9,12 @@ from pathlib import Path
 from support import python
 
 import kvlink
-from kvlink._library import _compatible, lib
+from kvlink._library import SONAME, _compatible
 
 
 def test_the_environment_s_library_wins_and_nothing_else_is_tried(tmp_path: Path) -> None:
     copy = tmp_path / "other.so"
-    shutil.copy(lib._name if Path(lib._name).exists() else "libkvlink.so.0", copy)
+    shutil.copy(_path_of_library(), copy)
     run = python("from kvlink._library import lib; print(lib._name)", KVLINK_LIBRARY=str(copy))
     assert run.stdout.strip() == str(copy), run.stderr
     run = python("import kvlink", KVLINK_LIBRARY="/nowhere/libkvlink.so")
@@ -24,19 +24,27 @@ def test_the_environment_s_library_wins_and_nothing_else_is_tried(tmp_path: Path
 
 
 def test_without_the_variable_bundle_and_system_are_tried_and_named(tmp_path: Path) -> None:
-    source = Path(kvlink.__file__).parent
-    shutil.copytree(source, tmp_path / "kvlink", ignore=shutil.ignore_patterns("*.so*", "__pycache__"))
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import kvlink"
+    shutil.copytree(
+        Path(kvlink.__file__).parent, tmp_path / "kvlink", ignore=shutil.ignore_patterns("*.so*", "__pycache__")
+    )
+    # A name that no system has, since libkvlink may be installed here.
+    name, module = "libkvlink-of-this-test.so.0", tmp_path / "kvlink" / "_library.py"
+    module.write_text(module.read_text(encoding="utf-8").replace(SONAME, name), encoding="utf-8")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import kvlink; print(kvlink._lib._name)"
     run = python(code, KVLINK_LIBRARY="", LD_LIBRARY_PATH=str(tmp_path))
-    assert run.returncode == 1, "there is a libkvlink.so.0 in the system"
-    lines = [line for line in run.stderr.splitlines() if line.startswith("  the ")]
-    assert [line.split(":")[0].split("/")[0] for line in lines] == [
-        "  the package's own ",
-        "  the system's libkvlink.so.0",
-    ]
-    shutil.copy(lib._name, tmp_path / "libkvlink.so.0")
-    run = python(code, KVLINK_LIBRARY="", LD_LIBRARY_PATH=str(tmp_path))
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 1
+    bundled = tmp_path / "kvlink" / name
+    assert f"  the package's own {bundled}: {bundled}: cannot open shared object" in run.stderr
+    assert f"  the system's {name}: {name}: cannot open shared object" in run.stderr
+    for place, loaded in ((tmp_path / name, name), (bundled, str(bundled))):
+        shutil.copy(_path_of_library(), place)
+        run = python(code, KVLINK_LIBRARY="", LD_LIBRARY_PATH=str(tmp_path))
+        assert run.stdout.strip() == loaded, run.stderr
+
+
+def _path_of_library() -> str:
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    return next(line.split()[-1] for line in maps if "libkvlink" in line)
 
 
 def test_a_library_of_another_version_or_kind_is_refused(tmp_path: Path) -> None:

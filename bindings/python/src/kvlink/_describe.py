@@ -45,9 +45,9 @@ class _Axes:
         for letter, extent, stride in zip(axes, shape, strides, strict=True):
             if extent == 0:
                 self.refuse(f"axis {letter} ({_NAMES[letter]}) is empty in shape {shape}")
-            if stride < 0:
+            if stride < 0 and extent > 1:
                 self.refuse(f"axis {letter} ({_NAMES[letter]}) has the negative stride {stride}")
-            self._found[letter] = self._merge(letter, (extent, stride), axes)
+            self._found[letter] = self._merge(letter, (extent, abs(stride)), axes)
 
     def refuse(self, why: str) -> None:
         raise InvalidLayout(f"{self.what}: {why}")
