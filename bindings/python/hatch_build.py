@@ -17,6 +17,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.gnuversions import GNUVerNeedSection
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -37,17 +38,26 @@ def platform_tag(library: Path) -> str:
             raise ValueError(f"{library} is for {elf.header['e_machine']}, known are {', '.join(MACHINES)}")
         versions = []
         for section in elf.iter_sections():
-            if not isinstance(section, GNUVerNeedSection):
-                continue
-            for needed, auxiliaries in section.iter_versions():
-                if not SYSTEM.fullmatch(needed.name or ""):
-                    raise ValueError(f"{library} needs {needed.name}, which manylinux does not promise")
-                found = (re.fullmatch(r"GLIBC_(\d+)\.(\d+)(\.\d+)?", a.name) for a in auxiliaries)
-                versions += [(int(m[1]), int(m[2])) for m in found if m]
+            if isinstance(section, DynamicSection):
+                check_names(library, list(section.iter_tags()))
+            elif isinstance(section, GNUVerNeedSection):
+                for _, auxiliaries in section.iter_versions():
+                    found = (re.fullmatch(r"GLIBC_(\d+)\.(\d+)(\.\d+)?", a.name) for a in auxiliaries)
+                    versions += [(int(m[1]), int(m[2])) for m in found if m]
     if not versions:
         raise ValueError(f"{library} names no glibc version: it is no library of a glibc system")
     major, minor = max(versions)
     return f"manylinux_{major}_{minor}_{machine}"
+
+
+def check_names(library: Path, tags: list[Any]) -> None:
+    """Whether it is the library, and needs nothing that it may not."""
+    sonames = [t.soname for t in tags if t.entry.d_tag == "DT_SONAME"]
+    if sonames != [SONAME]:
+        raise ValueError(f"{library} has the SONAME {sonames}, not {SONAME}")
+    for needed in (t.needed for t in tags if t.entry.d_tag == "DT_NEEDED"):
+        if not SYSTEM.fullmatch(needed):
+            raise ValueError(f"{library} needs {needed}, which manylinux does not promise")
 
 
 def build(root: Path) -> Path:
