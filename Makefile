@@ -4,11 +4,13 @@ CARGO ?= cargo
 CC ?= cc
 RELEASE := target/release
 EXAMPLES := target/c
+INSTALLED := target/prefix
 CWARN := -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror
 CLINK := -Iinclude -L$(RELEASE) -lkvlink -Wl,-rpath,'$$ORIGIN/../release'
 FUZZ_SECONDS ?= 600
 
-.PHONY: all demo test test-go tsan bench fuzz lib examples header abi install deb setup clean
+.PHONY: all demo test test-python test-python-torch test-go tsan bench fuzz lib examples header abi install prefix deb
+.PHONY: setup clean
 
 all: lib examples
 
@@ -20,15 +22,21 @@ demo: examples
 	$(CARGO) build --release --example demo
 	@$(RELEASE)/examples/demo $(EXAMPLES) $(DEMO_OPTIONS)
 
-test:
+test: prefix
 	@sh scripts/setup.sh test
 	@sh scripts/test.sh
 
-# The Go binding; PKG_CONFIG_PATH names an installed kvlink. Fetches Go where it is missing or too old.
-test-go: examples
-	$(CARGO) build --release --example demo
-	@sh scripts/setup.sh test-go
-	@sh scripts/test-go.sh
+# The Python package: wheel, tests, types, lint, examples.
+test-python: prefix
+	@KVLINK_BUILD_LIBRARY=$(CURDIR)/$(INSTALLED)/lib/libkvlink.so sh scripts/test-python.sh
+
+# What needs torch: PyPI's wheel brings CUDA along, some 5 GB, which are kept in the user's cache.
+test-python-torch: prefix
+	@KVLINK_BUILD_LIBRARY=$(CURDIR)/$(INSTALLED)/lib/libkvlink.so sh scripts/test-python.sh torch
+
+# The Go binding. Fetches Go where it is missing or too old.
+test-go: prefix
+	@PKG_CONFIG_PATH=$(CURDIR)/$(INSTALLED)/lib/pkgconfig sh scripts/test-go.sh
 
 # The agent under the thread sanitizer. Needs a nightly toolchain; its standard library is instrumented too.
 TSAN_TARGET := x86_64-unknown-linux-gnu
@@ -78,6 +86,10 @@ install:
 	cmake -S . -B target/cmake -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_PREFIX='$(PREFIX)'
 	cmake --build target/cmake
 	DESTDIR='$(DESTDIR)' cmake --install target/cmake
+
+# What the bindings are tested with.
+prefix:
+	@$(MAKE) --no-print-directory install PREFIX='$(CURDIR)/$(INSTALLED)' DESTDIR= >$(INSTALLED).log 2>&1 || { cat $(INSTALLED).log; exit 1; }
 
 # Builds the Debian packages into target/deb, in a clean copy of the tree.
 deb:

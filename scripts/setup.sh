@@ -26,6 +26,7 @@ if [ "${1:-}" = test ]; then
     command -v clang++ >/dev/null 2>&1 || missing="$missing clang"
     command -v mandoc >/dev/null 2>&1 || missing="$missing mandoc"
     command -v valgrind >/dev/null 2>&1 || missing="$missing valgrind"
+    { command -v python3 && python3 -c 'import ensurepip, venv'; } >/dev/null 2>&1 || missing="$missing python3-venv"
     # valgrind needs the symbols of the loader.
     [ -d /usr/lib/debug/.build-id ] || missing="$missing libc6-dbg"
 fi

@@ -1,13 +1,9 @@
 #!/bin/sh
 # Tests the Go binding against an installed kvlink (PKG_CONFIG_PATH) and ends with one line that counts the tests.
-#
-# DEMO and C_EXAMPLES name the demo's driver and the folder of the C engines; with them the Go and C engines are mixed.
 set -u
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${CARGO_TARGET_DIR:-$root/target}/go
-DEMO=${DEMO:-$root/target/release/examples/demo}
-C_EXAMPLES=${C_EXAMPLES:-$root/target/c}
 staticcheck=honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 go=$(sh "$root/scripts/find-go.sh") || exit 1
@@ -48,22 +44,6 @@ formatted() {
     list=$(gofmt -l .)
     [ -z "$list" ] || { echo "gofmt would change: $list"; return 1; }
 }
-mixed() { # prefill's folder, decode's folder
-    rm -rf "$out/mix" && mkdir "$out/mix" &&
-        ln -s "$1/prefill" "$out/mix/prefill" && ln -s "$2/decode" "$out/mix/decode" || return 1
-    for mode in read write; do
-        for transport in shm tcp; do
-            if "$DEMO" "$out/mix" MODE=$mode TRANSPORT=$transport TOKENS=512 >"$out/mix.log" 2>&1; then
-                echo "--- PASS: $(basename "$1") to $(basename "$2"), $mode, $transport" >>"$log"
-            else
-                cat "$out/mix.log"
-                echo "--- FAIL: $1 to $2, $mode, $transport" | tee -a "$log"
-                failed=1
-            fi
-        done
-    done
-}
-
 check gofmt formatted
 check vet go vet ./...
 if GOBIN="$out" go install "$staticcheck"; then
@@ -77,18 +57,6 @@ unset GODEBUG
 export GOEXPERIMENT=cgocheck2
 check "tests with every store of a Go pointer checked" tests ./...
 unset GOEXPERIMENT
-echo "== engines"
-if [ -x "$DEMO" ] && [ -x "$C_EXAMPLES/prefill" ] && [ -x "$C_EXAMPLES/decode" ]; then
-    if go build -o "$out/" ./examples/prefill ./examples/decode; then
-        mixed "$out" "$out"
-        mixed "$out" "$C_EXAMPLES"
-        mixed "$C_EXAMPLES" "$out"
-    else
-        failed=1
-    fi
-else
-    skip "Go engines with C engines: $DEMO and $C_EXAMPLES are not built (make demo)"
-fi
 check "cost program" go run ./internal/cost
 
 awk '
