@@ -89,6 +89,7 @@ install:
 
 # What the bindings are tested with.
 prefix:
+	@mkdir -p $(dir $(INSTALLED))
 	@$(MAKE) --no-print-directory install PREFIX='$(CURDIR)/$(INSTALLED)' DESTDIR= >$(INSTALLED).log 2>&1 || { cat $(INSTALLED).log; exit 1; }
 
 # Builds the Debian packages into target/deb, in a clean copy of the tree.

@@ -5,6 +5,7 @@ mod cmake;
 mod deb;
 mod dlopen;
 mod files;
+mod languages;
 mod library;
 #[allow(dead_code, reason = "other tests look for more")]
 #[path = "../abi/map.rs"]

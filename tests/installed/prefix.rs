@@ -40,7 +40,7 @@ fn install() -> Prefix {
 
 /// Where CMake's cargo builds, so that later builds find it done.
 pub fn cargo_target() -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("cmake-cargo")
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("../cmake/cargo")
 }
 
 /// An environment in which nothing but what a test says chooses compilers, flags and libraries.

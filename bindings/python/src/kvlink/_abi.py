@@ -317,7 +317,7 @@ class kvlink_agent_config_t(ctypes.Structure):
         ("max_accepts", ctypes.c_uint32),
         ("max_peers", ctypes.c_uint32),
         ("max_events", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("join_timeout_ms", ctypes.c_uint32),
     ]
 
 

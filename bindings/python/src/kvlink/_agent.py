@@ -60,6 +60,7 @@ class Agent:
         disable: Iterable[str] = (),
         heartbeat: float | None = None,
         heartbeat_misses: int = 0,
+        join_timeout: float | None = None,
         handshake_timeout: float | None = None,
         transfer_timeout: float | None = None,
         lease: float | None = None,
@@ -92,6 +93,7 @@ class Agent:
                 raise InvalidArgument(f"{name} is {number}")
             setattr(config, name, number)
         config.heartbeat_ms = milliseconds("heartbeat", heartbeat)
+        config.join_timeout_ms = milliseconds("join_timeout", join_timeout)
         config.handshake_timeout_ms = milliseconds("handshake_timeout", handshake_timeout)
         config.transfer_timeout_ms = milliseconds("transfer_timeout", transfer_timeout)
         config.lease_ms = milliseconds("lease", lease)
