@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 
 const LINK: LinkId = LinkId(1);
 const SPAN: u64 = 64 << 10;
-const SIZES: [u64; 4] = [2 << 20, 8 << 20, 32 << 20, 256 << 20];
+const SIZES: [u64; 4] = [256 << 10, 1 << 20, 8 << 20, 256 << 20];
 const SOCKETS: [usize; 3] = [1, 2, 4];
 /// Bits a second of one socket; 0: as fast as it goes.
 const RATES: [u64; 2] = [0, 5_000_000_000];
-const ROUNDS: usize = 9;
+/// At least so many rounds, and up to a hundred of small transfers; the best counts.
+const ROUNDS: u64 = 9;
 const CHILD: &str = "KVLINK_BENCH_STREAMS";
 
 /// Permuted blocks of 64 KiB.
@@ -31,12 +32,8 @@ fn spans(bytes: u64) -> Vec<Span> {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         order.swap(i, (state >> 33) as usize % (i + 1));
     }
-    let span = |(i, d): (usize, u64)| Span {
-        src_offset: i as u64 * SPAN,
-        dst_offset: d * SPAN,
-        len: SPAN,
-        ..Span::default()
-    };
+    let span =
+        |(i, d): (usize, u64)| Span { src_offset: i as u64 * SPAN, dst_offset: d * SPAN, len: SPAN, ..Span::default() };
     order.into_iter().enumerate().map(span).collect()
 }
 
@@ -214,14 +211,17 @@ fn parent() {
     let mut remote = Remote { stdin, lines: BufReader::new(process.stdout.take().unwrap()).lines() };
     remote.done();
 
-    println!("{:<12}{:>8}{:>9}{:>10}{:>10}{:>8}{:>12}", "a socket", "sockets", "MiB", "GB/s", "bare", "ratio", "over one");
+    println!(
+        "{:<12}{:>8}{:>9}{:>10}{:>10}{:>8}{:>12}",
+        "a socket", "sockets", "KiB", "GB/s", "bare", "ratio", "over one"
+    );
     let mut tag = 0;
     let mut single = [f64::MAX; SIZES.len()];
     for (link, (rate, sockets)) in links().enumerate() {
         for (i, bytes) in SIZES.into_iter().enumerate() {
             let (mut ours, mut bare) = (f64::MAX, f64::MAX);
             // The first round warms up.
-            for round in 0..=ROUNDS {
+            for round in 0..=((1 << 30) / bytes).clamp(ROUNDS, 100) {
                 tag += 1;
                 remote.tell(link, tag, bytes);
                 let begin = Instant::now();
@@ -245,7 +245,7 @@ fn parent() {
             let gb = bytes as f64 / 1e9;
             println!(
                 "{name:<12}{sockets:>8}{:>9}{:>10.2}{:>10.2}{:>8.2}{:>12.2}",
-                bytes >> 20,
+                bytes >> 10,
                 gb / ours,
                 gb / bare,
                 bare / ours,

@@ -2,7 +2,7 @@
 //!
 //! - *host/shm*: the peer's shareable memory is mapped read-only and copied from;
 //! - *host/cma*: the peer's memory is read across processes (`process_vm_readv`);
-//! - *host/tcp*: streams, scattered and gathered straight from and into registered memory.
+//! - *host/tcp*: streams over one or more sockets, scattered and gathered straight from and into registered memory.
 //!
 //! Whichever way, only the destination's thread writes the destination's memory, and only within a call of this
 //! transport: that is why every [`cancel`](Transport::cancel) is [`Fence::Quiescent`].
