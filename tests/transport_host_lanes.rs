@@ -248,6 +248,24 @@ fn the_number_of_sockets_is_the_smaller_wish() {
     }
 }
 
+#[test]
+fn sockets_beyond_the_keys_are_refused_and_the_others_work_on() {
+    let poller = std::sync::Arc::new(kvlink::transport::Poller::new().unwrap());
+    let mut host = kvlink::transport::host::Host::new(poller, 5..7, options(4)).unwrap();
+    let peer = Node::new(options(4), Block::new(false, 1, 4096));
+    host.connect(LINK, &peer.host.metadata()).unwrap();
+    let mut far = Vec::new();
+    for _ in 0..2 {
+        let (near, other) = sockets();
+        host.attach(LINK, near).unwrap();
+        far.push(other);
+    }
+    let e = host.attach(LINK, sockets().0).unwrap_err();
+    assert_eq!(e.status(), Status::Limit);
+    assert!(e.message().contains("all 2 data sockets"), "{e}");
+    host.post(job(1, Action::Send { tag: 1 }, vec![], false)).unwrap();
+}
+
 /// A sink that waits for stream 1, and the other ends of its two sockets.
 struct ByHand {
     node: Node,
