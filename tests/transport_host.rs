@@ -362,7 +362,7 @@ fn another_process_under_the_same_number_is_noticed() {
         sink.host.connect(LINK, &meta).unwrap()
     };
     let link = connect(&|_| {});
-    assert_eq!((link.name.as_str(), link.pull, link.stream), ("host/cma", true, true));
+    assert_eq!((link.name.as_str(), link.pull, link.streams), ("host/cma", true, 4));
     for (at, says) in [(8, "another host"), (24, "pid namespace"), (36, "reused"), (44, "nonce differs")] {
         let link = connect(&|m| m[at] ^= 0x55);
         assert_eq!((link.name.as_str(), link.pull), ("host/tcp", false));

@@ -12,13 +12,19 @@ use std::net::TcpStream;
 const SIZE: usize = 1 << 20;
 const MAGIC: u32 = 0x4B56_0000;
 
-fn header(kind: u32, tag: u64, offset: u64, length: u32, status: i32) -> Vec<u8> {
+fn header(kind: u32, tag: u64, offset: u64, length: u64, status: i32) -> Vec<u8> {
     let mut b = (MAGIC | kind).to_le_bytes().to_vec();
-    b.extend([0; 4]);
-    b.extend(tag.to_le_bytes());
-    b.extend(offset.to_le_bytes());
-    b.extend(length.to_le_bytes());
     b.extend(status.to_le_bytes());
+    for word in [tag, offset, length, 0, 0] {
+        b.extend(word.to_le_bytes());
+    }
+    b
+}
+
+/// A stream of one lane that nobody waits for.
+fn opening(tag: u64, total: u64) -> Vec<u8> {
+    let mut b = header(1, tag, 0, total, 0);
+    b[32..40].copy_from_slice(&total.to_le_bytes());
     b
 }
 
@@ -42,7 +48,7 @@ fn victim() -> Victim {
     honest.host.attach(LINK, near).unwrap();
     honest.host.post(job(1, Action::Send { tag: 1 }, list.clone(), false)).unwrap();
     honest.round(std::time::Duration::ZERO, 1 << 20);
-    let mut open = vec![0; 32];
+    let mut open = vec![0; 48];
     far.read_exact(&mut open).unwrap();
     node.host.connect(LINK, &honest.host.metadata()).unwrap();
     let (socket, theirs) = sockets();
@@ -79,11 +85,12 @@ fn refused(make: impl Fn(&[u8]) -> Vec<u8>, says: &str) {
 
 #[test]
 fn garbage_breaks_the_link() {
-    refused(|_| b"GET / HTTP/1.1\r\nHost: example\r\n\r\n".to_vec(), "magic");
+    refused(|_| b"GET / HTTP/1.1\r\nHost: example\r\nUser-Agent: somebody\r\n\r\n".to_vec(), "magic");
     refused(|_| header(9, 1, 0, 0, 0), "kind 0x9");
-    let mut flags = header(3, 1, 0, 5, 0);
-    flags[4] = 1;
-    refused(|_| flags.clone(), "flags 0x1");
+    refused(|_| header(3, 1, 0, 5, 1), "status 0x1");
+    let mut total = header(3, 1, 0, 5, 0);
+    total[32] = 1;
+    refused(|_| total.clone(), "total 0x1");
     refused(|_| header(4, 1, 0, 0, 77), "status 77");
 }
 
@@ -91,7 +98,7 @@ fn garbage_breaks_the_link() {
 fn chunks_that_do_not_fit_break_the_link() {
     let after = |open: &[u8], rest: Vec<u8>| [open.to_vec(), rest].concat();
     refused(|o| after(o, header(3, 1, 0, 10_001, 0)), "10001 bytes where 10000 are left");
-    refused(|o| after(o, header(3, 1, 0, u32::MAX, 0)), "4294967295 bytes where 10000 are left");
+    refused(|o| after(o, header(3, 1, 0, u64::MAX, 0)), "18446744073709551615 bytes where 10000 are left");
     refused(|o| after(o, header(3, 1, 8, 100, 0)), "offset 8 where 0 is next");
     refused(|o| after(o, header(3, 1, u64::MAX, 100, 0)), "where 0 is next");
     refused(|o| after(o, header(4, 1, 0, 0, 0)), "ended after 0 of 10000 bytes");
@@ -104,9 +111,9 @@ fn streams_that_nobody_opened_break_the_link() {
     refused(|_| header(3, 44, 0, 100, 0), "stream 44");
     refused(|_| header(4, 44, 0, 0, -300), "stream 44");
     refused(|o| [o, o].concat(), "opened twice");
-    refused(|_| [header(1, 5, 100, 0, 0), header(3, 5, 0, 100, 0)].concat(), "before it was accepted");
-    refused(|_| [header(1, 5, 100, 0, 0), header(4, 5, 0, 0, 0)].concat(), "before it was accepted");
-    let flood: Vec<u8> = (10..2000).flat_map(|tag| header(1, tag, 1 << 40, 0, 0)).collect();
+    refused(|_| [opening(5, 100), header(3, 5, 0, 100, 0)].concat(), "before it was accepted");
+    refused(|_| [opening(5, 100), header(4, 5, 0, 0, 0)].concat(), "before it was accepted");
+    let flood: Vec<u8> = (10..2000).flat_map(|tag| opening(tag, 1 << 40)).collect();
     refused(|_| flood.clone(), "1024 may");
 }
 
@@ -129,12 +136,12 @@ fn answers_to_nothing_are_harmless_and_answers_twice_are_not() {
 fn a_wrong_digest_ends_the_stream_and_not_the_link() {
     let mut v = victim();
     let mut open = v.open.clone();
-    open[31] ^= 1;
+    open[47] ^= 1;
     v.socket.write_all(&open).unwrap();
     let e = v.node.finish(1).result.unwrap_err();
     assert_eq!(e.status(), Status::Protocol);
     assert!(e.message().contains("different spans"), "{e}");
-    let mut answer = [0; 32];
+    let mut answer = [0; 48];
     v.node.round(std::time::Duration::ZERO, 1 << 20);
     v.socket.read_exact(&mut answer).unwrap();
     assert_eq!(answer, header(5, 1, 0, 0, Status::Protocol.code())[..]);
@@ -144,7 +151,7 @@ fn a_wrong_digest_ends_the_stream_and_not_the_link() {
 #[test]
 fn a_stream_that_breaks_off_is_a_dead_peer() {
     let whole = [header(3, 1, 0, 10_000, 0), vec![9; 10_000], header(4, 1, 0, 0, 0)].concat();
-    for cut in [0, 1, 31, 32, 33, 5000, 10_031, 10_032, 10_040, 10_063] {
+    for cut in [0, 1, 47, 48, 49, 5000, 10_047, 10_048, 10_060, 10_095] {
         let e = attack(|o| [o, &whole[..cut]].concat());
         assert_eq!(e.status(), Status::PeerDead, "cut after {cut}: {e}");
     }
@@ -180,7 +187,7 @@ fn random_bytes_after_an_honest_opening() {
         let mut tail = Vec::new();
         for _ in 0..rng.below(6) {
             let kind = 1 + rng.below(5) as u32;
-            tail.extend(header(kind, 1 + rng.below(2), rng.below(3) * 100, rng.below(300) as u32, 0));
+            tail.extend(header(kind, 1 + rng.below(2), rng.below(3) * 100, rng.below(300), 0));
             tail.extend(vec![0xAB; rng.below(300) as usize]);
         }
         let e = attack(|o| [o, &tail].concat());

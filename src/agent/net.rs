@@ -9,8 +9,8 @@ use std::net::TcpStream;
 pub(crate) enum Connected {
     /// A control connection.
     Control(ConnId, Result<TcpStream>),
-    /// A data connection, its preamble sent.
-    Data(ConnId, Result<TcpStream>),
+    /// All data connections of a link, their preambles sent.
+    Data(ConnId, Result<Vec<TcpStream>>),
 }
 
 /// What only the reactor can do, because it owns the transports.

@@ -1,34 +1,49 @@
-//! Streamed jobs whose data connection is still on its way.
+//! Streamed jobs whose data connections are still on their way.
 //!
-//! The rank that opens the data connection goes on as soon as its own end is attached; what it then asks for over the
-//! control connection can overtake the data connection. Such jobs wait here: a stream is due, since it is opened unless
-//! both sides pull.
+//! The rank that opens the data connections goes on as soon as its own ends are attached; what it then asks for over the
+//! control connection can overtake them. Such jobs wait here until all are there, so that each finds the link as it is to
+//! be: connections are due, since they are opened unless both sides pull.
 
 use crate::error::{Error, Status};
 use crate::transport::{Action, Done, Job, JobId, LinkId};
 use crate::wire::LeaseMark;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 #[derive(Default)]
 pub(super) struct Parked {
-    attached: HashSet<LinkId>,
+    /// Data connections that a link still lacks.
+    missing: HashMap<LinkId, usize>,
     jobs: Vec<(Job, Option<LeaseMark>)>,
     ended: Vec<Done>,
 }
 
 impl Parked {
-    /// Whether a job has to wait for its link's first data connection.
+    /// A link was made, which is to have so many data connections.
+    pub fn linked(&mut self, link: LinkId, streams: usize) {
+        self.missing.insert(link, streams);
+    }
+
+    /// Data connections that a link still lacks.
+    pub fn missing(&self, link: LinkId) -> usize {
+        self.missing.get(&link).copied().unwrap_or(0)
+    }
+
+    /// Whether a job has to wait for its link's data connections.
     pub fn must_wait(&self, job: &Job) -> bool {
-        !matches!(job.action, Action::Pull | Action::Push) && !self.attached.contains(&job.link)
+        !matches!(job.action, Action::Pull | Action::Push) && self.missing(job.link) > 0
     }
 
     pub fn wait(&mut self, job: Job, mark: Option<LeaseMark>) {
         self.jobs.push((job, mark));
     }
 
-    /// A link got a data connection: the jobs that waited for it, in order.
+    /// A link got a data connection. If it was the last: the jobs that waited for it, in order.
     pub fn attached(&mut self, link: LinkId) -> Vec<(Job, Option<LeaseMark>)> {
-        self.attached.insert(link);
+        let Some(missing) = self.missing.get_mut(&link) else { return Vec::new() };
+        *missing = missing.saturating_sub(1);
+        if *missing > 0 {
+            return Vec::new();
+        }
         let (mine, others) = std::mem::take(&mut self.jobs).into_iter().partition(|(j, _)| j.link == link);
         self.jobs = others;
         mine
@@ -38,18 +53,18 @@ impl Parked {
     pub fn cancel(&mut self, job: JobId, reason: Status) -> bool {
         let Some(at) = self.jobs.iter().position(|(j, _)| j.id == job) else { return false };
         let job = self.jobs.remove(at).0;
-        let error = Error::new(reason, format!("job {} was ended before its data connection came", job.id.0));
+        let error = Error::new(reason, format!("job {} was ended before its data connections came", job.id.0));
         self.fail(job, error);
         true
     }
 
     /// The link is gone, and what waited for it with it.
     pub fn disconnect(&mut self, link: LinkId) {
-        self.attached.remove(&link);
+        self.missing.remove(&link);
         let (mine, others): (Vec<_>, _) = std::mem::take(&mut self.jobs).into_iter().partition(|(j, _)| j.link == link);
         self.jobs = others;
         for (job, _) in mine {
-            let error = Error::new(Status::PeerDead, format!("link {} ended before its data connection came", link.0));
+            let error = Error::new(Status::PeerDead, format!("link {} ended before its data connections came", link.0));
             self.fail(job, error);
         }
     }
@@ -75,12 +90,16 @@ mod tests {
     #[test]
     fn streamed_jobs_wait_for_their_own_link() {
         let mut p = Parked::default();
+        p.linked(LinkId(1), 2);
+        p.linked(LinkId(2), 1);
         assert!(!p.must_wait(&job(1, 1, Action::Pull)));
         for (id, link) in [(2, 1), (3, 2), (4, 1)] {
             let j = job(id, link, Action::Send { tag: id });
             assert!(p.must_wait(&j));
             p.wait(j, None);
         }
+        assert!(p.attached(LinkId(1)).is_empty());
+        assert!(p.must_wait(&job(5, 1, Action::Receive { tag: 5 })));
         let ids: Vec<u64> = p.attached(LinkId(1)).iter().map(|(j, _)| j.id.0).collect();
         assert_eq!(ids, [2, 4]);
         assert!(!p.must_wait(&job(5, 1, Action::Receive { tag: 5 })));
@@ -90,6 +109,7 @@ mod tests {
     #[test]
     fn every_job_that_waits_ends_once() {
         let mut p = Parked::default();
+        p.linked(LinkId(1), 1);
         for id in 1..=3 {
             p.wait(job(id, 1, Action::Receive { tag: id }), None);
         }

@@ -208,8 +208,16 @@ impl Reactor {
 
     fn carry_out(&mut self, output: Output) {
         match output {
-            Output::Connect { conn, address } => self.connect(conn, address, None),
-            Output::OpenStream { conn, address, token } => self.connect(conn, address, Some(token)),
+            Output::Connect { conn, address } => {
+                self.connect(conn, move |timeout| Connected::Control(conn, address::connect(&address, timeout)));
+            }
+            Output::OpenStream { conn, address, token } => {
+                let count = self.transports.streams(conn);
+                self.connect(conn, move |timeout| {
+                    let one = |i| open_stream(&address, token, timeout).map_err(|e| e.within(nth_of(i, count)));
+                    Connected::Data(conn, (0..count).map(one).collect())
+                });
+            }
             Output::ExpectStream { conn, token } => {
                 self.tokens.insert(token, conn);
             }
@@ -445,21 +453,10 @@ impl Reactor {
     }
 
     /// Names are resolved and connections made on a thread of their own: both can block for seconds.
-    fn connect(&mut self, conn: ConnId, address: String, token: Option<u64>) {
+    fn connect(&mut self, conn: ConnId, make: impl FnOnce(Duration) -> Connected + Send + 'static) {
         let (shared, timeout) = (self.shared.clone(), self.connect_timeout);
         let work = move || {
-            let made = address::connect(&address, timeout);
-            let connected = match token {
-                None => Connected::Control(conn, made),
-                Some(token) => Connected::Data(
-                    conn,
-                    made.and_then(|mut s| {
-                        let fail = |e: std::io::Error| Error::new(Status::Unreachable, format!("{address}: {e}"));
-                        s.write_all(&Preamble(StreamKind::Data { token }).encode()).map_err(fail)?;
-                        Ok(s)
-                    }),
-                ),
-            };
+            let connected = make(timeout);
             shared.inbox.lock().connected.push(connected);
             shared.wake();
         };
@@ -496,7 +493,7 @@ impl Reactor {
             }
             Connected::Control(conn, Err(e)) => self.shared.endpoint.lock().handle_closed(now, conn, e),
             Connected::Data(conn, made) => {
-                let attached = made.and_then(|s| self.transports.attach(conn, s));
+                let attached = made.and_then(|all| all.into_iter().try_for_each(|s| self.transports.attach(conn, s)));
                 self.shared.endpoint.lock().handle_stream(now, conn, attached);
             }
         }
@@ -525,4 +522,16 @@ impl Reactor {
             Order::Panic => panic!("a panic on purpose in the reactor"),
         }
     }
+}
+
+/// A data connection, its preamble sent.
+fn open_stream(address: &str, token: u64, timeout: Duration) -> Result<TcpStream> {
+    let mut stream = address::connect(address, timeout)?;
+    let fail = |e: std::io::Error| Error::new(Status::Unreachable, format!("{address}: {e}"));
+    stream.write_all(&Preamble(StreamKind::Data { token }).encode()).map_err(fail)?;
+    Ok(stream)
+}
+
+fn nth_of(i: usize, count: usize) -> String {
+    format!("data connection {} of {count}", i + 1)
 }

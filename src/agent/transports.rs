@@ -85,6 +85,8 @@ impl Transports {
                         continue;
                     }
                     self.links.insert(link, at);
+                    // One at least: where it is needed and cannot be, attaching it says why.
+                    self.parked.linked(link, made.streams.max(1));
                     rejected.extend(made.rejected);
                     let (pull, report) = (made.pull, made.name);
                     return Ok(LinkInfo { transport: name.clone(), report, pull, rejected });
@@ -106,6 +108,11 @@ impl Transports {
             self.start(job, mark);
         }
         Ok(())
+    }
+
+    /// Data connections that a link needs.
+    pub fn streams(&self, conn: ConnId) -> usize {
+        self.parked.missing(LinkId(conn.0))
     }
 
     pub fn has_link(&self, conn: ConnId) -> bool {

@@ -106,7 +106,7 @@ pub enum Output {
         /// What the rank offers, best first: name and metadata.
         offers: Vec<(String, Vec<u8>)>,
     },
-    /// Open a data connection for the link; answered by `handle_stream`.
+    /// Open the link's data connections, as many as both transports want; answered once by `handle_stream`.
     OpenStream {
         /// The session.
         conn: ConnId,
@@ -115,7 +115,7 @@ pub enum Output {
         /// For the preamble.
         token: u64,
     },
-    /// A data connection with this token belongs to the session's link.
+    /// Data connections with this token belong to the session's link.
     ExpectStream {
         /// The session.
         conn: ConnId,

@@ -27,7 +27,7 @@ enum State {
     Introduced,
     /// The transport is being linked.
     Linking,
-    /// Both have linked; our data connection is being made. The other side takes the link for complete already.
+    /// Both have linked; our data connections are being made. The other side takes the link for complete already.
     Attaching,
     /// Requests may pass.
     Linked,
@@ -380,7 +380,7 @@ impl Endpoint {
         Ok(())
     }
 
-    /// The data connection that we opened is attached to the link, or could not be.
+    /// The data connections that we opened are attached to the link, or one could not be.
     pub fn handle_stream(&mut self, now: Instant, conn: ConnId, result: Result<()>) {
         if let Err(e) = result {
             return self.refuse(now, conn, e);

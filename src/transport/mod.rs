@@ -85,8 +85,9 @@ pub struct Link {
     pub pull: bool,
     /// We can push to the peer.
     pub push: bool,
-    /// Streams are possible once [`Transport::attach`] was called.
-    pub stream: bool,
+    /// Sockets that [`Transport::attach`] takes for its streams, the same number on both sides; none: no streams. One is
+    /// enough, and more carry a stream together.
+    pub streams: usize,
     /// Why better ways were not chosen, one sentence each.
     pub rejected: Vec<String>,
 }

@@ -24,6 +24,7 @@ mod lease;
 mod limits;
 mod many;
 mod notify;
+mod streams;
 
 /// Not a test of its own: the other process of those that need one.
 #[test]

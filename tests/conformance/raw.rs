@@ -121,6 +121,8 @@ impl Liar {
     pub fn new(t: Transport, incarnation: u64) -> Liar {
         let mut config = AgentConfig::new("liar", 0, 1);
         t.choose(&mut config);
+        // It has one data connection only, and says so.
+        config.host.streams = 1;
         let mut host = Host::new(Arc::new(Poller::new().unwrap()), 0..8, config.host).unwrap();
         let layout = SMALL.layout();
         let memory = Arc::new(SharedMemory::allocate(layout.regions()[0].len as usize).unwrap());

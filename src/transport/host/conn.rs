@@ -1,13 +1,13 @@
 //! A data socket: both halves, and what the poller should wait for.
 
 use super::chunk::Chunk;
-use super::inbound::{Inbound, Receive};
+use super::inbound::Inbound;
 use super::local::Regions;
 use super::outbound::Outbound;
 use super::scratch::Scratch;
+use super::stream::{Ending, Half, Receive, Streams};
 use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Interest, LinkId, Poller};
-use std::collections::BTreeMap;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 
@@ -15,8 +15,10 @@ use std::os::fd::AsFd;
 pub(super) struct Context<'a> {
     pub own: &'a Regions,
     pub io: &'a mut Scratch,
-    /// Receives of the link whose stream was not announced yet, by tag.
-    pub waiting: &'a mut BTreeMap<u64, Receive>,
+    /// All streams of the link.
+    pub streams: &'a mut Streams,
+    /// Streams that must end on the link's other sockets too.
+    pub endings: &'a mut Vec<Ending>,
     pub ended: &'a mut Vec<Done>,
 }
 
@@ -63,36 +65,43 @@ impl Conn {
         self.readable || (self.writable && self.outbound.pending())
     }
 
-    /// Gives an announced stream its job.
-    pub fn bind(&mut self, tag: u64, job: Receive, ended: &mut Vec<Done>) {
-        let (answer, done) = self.inbound.bind(tag, job);
-        self.outbound.answer(answer);
-        ended.extend(done);
+    /// Gives the stream's lane on this socket, if one was announced, its job.
+    pub fn bind(&mut self, tag: u64, job: &mut Receive, endings: &mut Vec<Ending>) -> Result<()> {
+        let Some(opening) = self.inbound.pending(tag) else { return Ok(()) };
+        if let Err(error) = job.check(tag, &opening) {
+            self.inbound.refuse(tag);
+            endings.push(Ending { half: Half::Receive, tag, error, told: false });
+            return Ok(());
+        }
+        let cursor = job.take(tag, opening.lane)?;
+        self.inbound.start(tag, opening.lane, cursor);
+        self.outbound.answer(Chunk::Accept { tag });
+        Ok(())
     }
 
     /// Reads, then writes, for about `budget` bytes each; returns what it cost.
     pub fn work(&mut self, cx: &mut Context<'_>, budget: u64) -> Result<u64> {
         let mut cost = 0;
         while self.readable && cost < budget {
-            let step = self.inbound.work(self.socket.as_fd(), cx.own, cx.io, cx.ended)?;
+            let step = self.inbound.work(self.socket.as_fd(), cx)?;
             cost += step.cost;
             self.readable = !step.drained;
             match step.chunk {
                 Some(Chunk::Open { tag, .. }) => {
-                    if let Some(job) = cx.waiting.remove(&tag) {
-                        self.bind(tag, job, cx.ended);
+                    if let Some(job) = cx.streams.receives.get_mut(&tag) {
+                        self.bind(tag, job, cx.endings)?;
                     }
                 }
                 Some(Chunk::Accept { tag }) => self.outbound.accepted(tag)?,
                 Some(Chunk::Cancel { tag, status }) => {
-                    let e = Error::new(status, format!("the receiver ended stream {tag}"));
-                    cx.ended.extend(self.outbound.end(tag, e));
+                    let error = Error::new(status, format!("the receiver ended stream {tag}"));
+                    cx.endings.push(Ending { half: Half::Send, tag, error, told: true });
                 }
                 _ => {}
             }
         }
         if self.writable && self.outbound.pending() {
-            let step = match self.outbound.work(self.socket.as_fd(), cx.own, cx.io, budget, cx.ended) {
+            let step = match self.outbound.work(self.socket.as_fd(), cx, budget) {
                 // What the peer sent before it went away still counts: the end is found after the last byte.
                 Err(e) if e.status() == Status::PeerDead && self.readable => {
                     self.writable = false;
@@ -117,10 +126,8 @@ impl Conn {
         Ok(())
     }
 
-    /// Ends everything on it and closes it.
-    pub fn close(mut self, poller: &Poller, error: &Error, ended: &mut Vec<Done>) {
-        self.inbound.drain(error, ended);
-        self.outbound.drain(error, ended);
+    /// Closes it.
+    pub fn close(self, poller: &Poller) {
         poller.remove(&self.socket);
     }
 }

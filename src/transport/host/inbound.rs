@@ -1,73 +1,60 @@
 //! The receiving half of a data socket: payload goes straight to where it belongs, or to nowhere.
 
-use super::chunk::{Chunk, HEADER};
-use super::local::{self, Cursor, Regions, Resolver, Side};
+use super::chunk::{Chunk, HEADER, Lane, Opening};
+use super::conn::Context;
+use super::local::{Cursor, Regions, Resolver};
 use super::outbound::UNACCEPTED;
-use super::scratch::{Ask, PACKED_BYTES, Scratch, cost_of_call};
+use super::scratch::{Ask, PACKED_BYTES, cost_of_call};
+use super::stream::{Ending, Half};
 use super::sys::{self, PIECES, Source, Target};
 use crate::error::{Error, Result, Status};
 use crate::layout::Span;
-use crate::transport::{Done, Job, JobId};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
-/// A stream that we receive.
+/// A lane that was announced on this socket.
 #[derive(Debug)]
-pub(super) struct Receive {
-    pub id: JobId,
-    /// Our regions that it writes.
-    pub regions: Vec<u32>,
-    spans: Vec<Span>,
-    staged: bool,
-    total: u64,
-    digest: u64,
-    cursor: Cursor,
-    got: u64,
+enum Incoming {
+    /// No job yet.
+    Pending(Opening),
+    Active(Place),
+    /// Its stream ended here; the sender has not heard of it yet. So many bytes may still come.
+    Draining {
+        left: u64,
+    },
 }
 
-impl Receive {
-    pub fn new(job: Job, own: &Regions) -> Result<Receive> {
-        let regions = own.check(&job.spans, Side::Destination)?;
-        let (total, digest) = (local::total(&job.spans)?, local::digest(&job.spans));
-        let Job { id, spans, staged, .. } = job;
-        let staged = staged && local::packing_pays(&spans, total);
-        Ok(Receive { id, regions, spans, staged, total, digest, cursor: Cursor::default(), got: 0 })
+/// Where the next byte of a lane goes.
+#[derive(Debug)]
+struct Place {
+    lane: Lane,
+    /// Its offset in the stream.
+    at: u64,
+    cursor: Cursor,
+}
+
+impl Place {
+    fn left(&self) -> u64 {
+        self.lane.end() - self.at
     }
 
-    pub fn done(self, result: Result<()>) -> Done {
-        Done { id: self.id, result, bytes: self.got, spans: self.spans }
-    }
-
-    fn unpack(&mut self, own: &Regions, bytes: &[u8]) -> Result<()> {
+    fn unpack(&mut self, spans: &[Span], own: &Regions, bytes: &[u8]) -> Result<()> {
         let mut resolver = Resolver::new(own);
         let mut rest = bytes;
-        while let (Some(s), false) = (self.spans.get(self.cursor.span), rest.is_empty()) {
-            let len = (s.len - self.cursor.within).min(rest.len() as u64);
+        let mut within = self.cursor.within;
+        for s in spans.get(self.cursor.span..).unwrap_or(&[]) {
+            let len = (s.len - within).min(rest.len() as u64);
             let (now, later) = rest.split_at(len as usize);
-            sys::copy(resolver.piece(s, self.cursor.within, len)?, Source::of(now));
+            sys::copy(resolver.piece(s, within, len)?, Source::of(now));
             rest = later;
-            self.cursor.within += len;
-            if self.cursor.within == s.len {
-                self.cursor = Cursor { span: self.cursor.span + 1, within: 0 };
+            within = 0;
+            if rest.is_empty() {
+                break;
             }
         }
         Ok(())
     }
-}
-
-#[derive(Debug)]
-enum Incoming {
-    /// Announced, but no job yet.
-    Pending {
-        total: u64,
-        digest: u64,
-    },
-    Active(Receive),
-    /// Ended here; the sender has not heard of it yet. So many bytes may still come.
-    Draining {
-        left: u64,
-    },
 }
 
 /// What a step of reading came to.
@@ -86,7 +73,8 @@ pub(super) struct Step {
 pub(super) struct Inbound {
     header: [u8; HEADER],
     have: usize,
-    streams: BTreeMap<u64, Incoming>,
+    /// By tag: a stream has at most one lane on a socket.
+    lanes: BTreeMap<u64, Incoming>,
     pending: usize,
     /// The stream whose payload is being read, and how much of the chunk is left.
     body: Option<(u64, u64)>,
@@ -96,106 +84,57 @@ pub(super) struct Inbound {
 
 impl Inbound {
     pub fn new() -> Inbound {
-        Inbound { header: [0; HEADER], have: 0, streams: BTreeMap::new(), pending: 0, body: None, ask: Ask::default() }
+        Inbound { header: [0; HEADER], have: 0, lanes: BTreeMap::new(), pending: 0, body: None, ask: Ask::default() }
     }
 
-    /// Whether this stream was announced and waits for its job.
-    pub fn is_pending(&self, tag: u64) -> bool {
-        matches!(self.streams.get(&tag), Some(Incoming::Pending { .. }))
-    }
-
-    /// Whether this stream has a job here.
-    pub fn is_active(&self, tag: u64) -> bool {
-        matches!(self.streams.get(&tag), Some(Incoming::Active(_)))
-    }
-
-    /// Gives an announced stream its job; returns what to answer, and the job if it cannot be done.
-    pub fn bind(&mut self, tag: u64, job: Receive) -> (Chunk, Option<Done>) {
-        let Some(Incoming::Pending { total, digest }) = self.streams.get(&tag) else {
-            let e = Error::new(Status::Internal, format!("stream {tag} was never announced"));
-            return (Chunk::Cancel { tag, status: e.status() }, Some(job.done(Err(e))));
-        };
-        self.pending -= 1;
-        let wrong = if *total != job.total {
-            Some(format!("stream {tag}: the sender has {total} bytes, the receiver {}", job.total))
-        } else if *digest != job.digest {
-            let what = format!("digest {digest:#018x} at the sender, {:#018x} at the receiver", job.digest);
-            Some(format!("stream {tag}: the two sides expanded different spans: {what}"))
-        } else {
-            None
-        };
-        match wrong {
-            Some(what) => {
-                self.streams.insert(tag, Incoming::Draining { left: 0 });
-                let e = Error::new(Status::Protocol, what);
-                (Chunk::Cancel { tag, status: e.status() }, Some(job.done(Err(e))))
-            }
-            None => {
-                self.streams.insert(tag, Incoming::Active(job));
-                (Chunk::Accept { tag }, None)
-            }
-        }
-    }
-
-    /// Finds a stream by its job.
-    pub fn find(&self, id: JobId) -> Option<u64> {
-        self.active().find(|(_, r)| r.id == id).map(|(tag, _)| tag)
-    }
-
-    /// Streams that write this region.
-    pub fn touching(&self, region: u32) -> Vec<u64> {
-        self.active().filter(|(_, r)| r.regions.contains(&region)).map(|(tag, _)| tag).collect()
-    }
-
-    fn active(&self) -> impl Iterator<Item = (u64, &Receive)> {
-        self.streams.iter().filter_map(|(tag, s)| match s {
-            Incoming::Active(r) => Some((*tag, r)),
+    /// The lane of this stream that was announced and waits for its job.
+    pub fn pending(&self, tag: u64) -> Option<Opening> {
+        match self.lanes.get(&tag) {
+            Some(Incoming::Pending(opening)) => Some(*opening),
             _ => None,
-        })
+        }
     }
 
-    /// Ends a stream: from here on its memory is not written. Returns what to tell the sender.
-    pub fn end(&mut self, tag: u64, error: Error) -> Option<(Chunk, Done)> {
-        if !self.is_active(tag) {
-            return None;
-        }
-        let Some(Incoming::Active(job)) = self.streams.remove(&tag) else { return None };
-        // The chunk that is being read is already counted.
-        let reading = self.body.filter(|(t, _)| *t == tag).map_or(0, |(_, left)| left);
-        self.streams.insert(tag, Incoming::Draining { left: job.total - job.got - reading });
-        Some((Chunk::Cancel { tag, status: error.status() }, job.done(Err(error))))
+    /// Gives a pending lane its job.
+    pub fn start(&mut self, tag: u64, lane: Lane, cursor: Cursor) {
+        self.pending -= 1;
+        self.lanes.insert(tag, Incoming::Active(Place { lane, at: lane.begin, cursor }));
     }
 
-    /// Ends all streams without a word: the socket is gone.
-    pub fn drain(&mut self, error: &Error, ended: &mut Vec<Done>) {
-        for s in std::mem::take(&mut self.streams).into_values() {
-            if let Incoming::Active(job) = s {
-                ended.push(job.done(Err(error.clone())));
-            }
+    /// A pending lane gets no job: the sender has to end it.
+    pub fn refuse(&mut self, tag: u64) {
+        self.pending -= 1;
+        self.lanes.insert(tag, Incoming::Draining { left: 0 });
+    }
+
+    /// Ends the lane of a stream: from here on its memory is not written.
+    pub fn end(&mut self, tag: u64) {
+        if let Some(Incoming::Active(place)) = self.lanes.get(&tag) {
+            // The chunk that is being read is already counted.
+            let reading = self.body.filter(|(t, _)| *t == tag).map_or(0, |(_, left)| left);
+            let left = place.left() - reading;
+            self.lanes.insert(tag, Incoming::Draining { left });
         }
-        self.body = None;
     }
 
     /// One read: payload, and the header after it.
-    pub fn work(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        own: &Regions,
-        io: &mut Scratch,
-        ended: &mut Vec<Done>,
-    ) -> Result<Step> {
-        let list = &mut io.targets;
+    pub fn work(&mut self, socket: BorrowedFd<'_>, cx: &mut Context<'_>) -> Result<Step> {
+        let list = &mut cx.io.targets;
         list.clear();
         let mut wanted = 0;
         let mut packed = false;
         if let Some((tag, left)) = self.body {
             let ask = left.min(self.ask.bytes());
-            wanted = match self.streams.get(&tag) {
-                Some(Incoming::Active(r)) if !r.staged => r.cursor.gather(&r.spans, own, ask, PIECES - 1, list)?,
+            let active = match self.lanes.get(&tag) {
+                Some(Incoming::Active(place)) => cx.streams.receives.get(&tag).map(|r| (place, &r.stream)),
+                _ => None,
+            };
+            wanted = match active {
+                Some((place, s)) if !s.staged => place.cursor.gather(&s.spans, cx.own, ask, PIECES - 1, list)?,
                 other => {
-                    packed = matches!(other, Some(Incoming::Active(_)));
+                    packed = other.is_some();
                     let n = left.min(PACKED_BYTES as u64);
-                    list.extend(Target::of(io.buffer.bytes(PACKED_BYTES)).first(n as usize));
+                    list.extend(Target::of(cx.io.buffer.bytes(PACKED_BYTES)).first(n as usize));
                     n
                 }
             };
@@ -215,55 +154,65 @@ impl Inbound {
         };
         self.ask.took(n, wanted + room as u64);
         let body = n.min(wanted);
-        if let Some((tag, left)) = &mut self.body {
-            *left -= body;
-            if let Some(Incoming::Active(r)) = self.streams.get_mut(tag) {
-                r.got += body;
-                if packed {
-                    let buffer = io.buffer.bytes(PACKED_BYTES);
-                    r.unpack(own, buffer.get(..body as usize).unwrap_or(&[]))?;
-                } else {
-                    r.cursor.advance(&r.spans, body);
-                }
-            }
-            if *left == 0 {
-                self.body = None;
-            }
-        }
+        self.took(body, packed, cx)?;
         self.have += (n - body) as usize;
         let mut step = Step { cost: cost_of_call(n, pieces, packed), drained: n < wanted + room as u64, chunk: None };
         if self.have == HEADER {
             self.have = 0;
             let chunk = Chunk::decode(&self.header)?;
-            step.chunk = self.chunk(chunk, ended)?;
+            step.chunk = self.chunk(chunk, cx)?;
         }
         Ok(step)
     }
 
+    /// So many bytes of payload have come: where they belong, or into the buffer.
+    fn took(&mut self, bytes: u64, packed: bool, cx: &mut Context<'_>) -> Result<()> {
+        let Some((tag, left)) = &mut self.body else { return Ok(()) };
+        *left -= bytes;
+        if let Some(Incoming::Active(place)) = self.lanes.get_mut(tag)
+            && let Some(receive) = cx.streams.receives.get_mut(tag)
+        {
+            let stream = &mut receive.stream;
+            stream.moved += bytes;
+            if packed {
+                let buffer = cx.io.buffer.bytes(PACKED_BYTES);
+                place.unpack(&stream.spans, cx.own, buffer.get(..bytes as usize).unwrap_or(&[]))?;
+            }
+            place.at += bytes;
+            place.cursor.advance(&stream.spans, bytes);
+        }
+        if *left == 0 {
+            self.body = None;
+        }
+        Ok(())
+    }
+
     /// Acts on a header, or hands it on.
-    fn chunk(&mut self, chunk: Chunk, ended: &mut Vec<Done>) -> Result<Option<Chunk>> {
+    fn chunk(&mut self, chunk: Chunk, cx: &mut Context<'_>) -> Result<Option<Chunk>> {
         let wrong = |what: String| Err(Error::new(Status::Protocol, what));
         match chunk {
-            Chunk::Open { tag, total, digest } => {
-                if self.streams.contains_key(&tag) {
+            Chunk::Open { tag, opening } => {
+                if self.lanes.contains_key(&tag) {
                     return wrong(format!("stream {tag} was opened twice"));
                 }
-                // The sender counts a stream until it hears our Accept, so it can never have more of them.
+                // The sender counts a lane until it hears our Accept, so it can never have more of them.
                 if self.pending >= UNACCEPTED {
                     return wrong(format!("stream {tag}: {} wait already, {UNACCEPTED} may", self.pending));
                 }
                 self.pending += 1;
-                self.streams.insert(tag, Incoming::Pending { total, digest });
+                self.lanes.insert(tag, Incoming::Pending(opening));
                 Ok(Some(chunk))
             }
             Chunk::Data { tag, offset, length } => {
-                let length = u64::from(length);
-                match self.streams.get_mut(&tag) {
-                    Some(Incoming::Active(r)) => {
-                        if offset != r.got {
-                            return wrong(format!("stream {tag}: a chunk at offset {offset} where {} is next", r.got));
+                match self.lanes.get_mut(&tag) {
+                    Some(Incoming::Active(place)) => {
+                        if offset != place.at {
+                            return wrong(format!(
+                                "stream {tag}: a chunk at offset {offset} where {} is next",
+                                place.at
+                            ));
                         }
-                        let left = r.total - r.got;
+                        let left = place.left();
                         if length > left {
                             return wrong(format!("stream {tag}: a chunk of {length} bytes where {left} are left"));
                         }
@@ -274,7 +223,7 @@ impl Inbound {
                             return wrong(format!("stream {tag}: a chunk of {length} bytes, {left} were announced"));
                         }
                     },
-                    Some(Incoming::Pending { .. }) => {
+                    Some(Incoming::Pending(_)) => {
                         return wrong(format!("stream {tag}: {length} bytes before it was accepted"));
                     }
                     None => return wrong(format!("stream {tag}: {length} bytes of a stream that was never opened")),
@@ -282,31 +231,36 @@ impl Inbound {
                 self.body = Some((tag, length));
                 Ok(None)
             }
-            Chunk::End { tag, status } => match self.streams.remove(&tag) {
-                Some(Incoming::Active(r)) => {
-                    let result = match status {
-                        Status::Ok if r.got == r.total => Ok(()),
-                        Status::Ok => {
-                            let what = format!("stream {tag} ended after {} of {} bytes", r.got, r.total);
-                            self.streams.insert(tag, Incoming::Active(r));
-                            return wrong(what);
+            Chunk::End { tag, status } => match self.lanes.get(&tag) {
+                Some(Incoming::Active(place)) if status == Status::Ok && place.left() > 0 => {
+                    let (had, length) = (place.at - place.lane.begin, place.lane.length);
+                    wrong(format!("stream {tag} ended after {had} of {length} bytes"))
+                }
+                Some(Incoming::Active(place)) => {
+                    let length = place.lane.length;
+                    self.lanes.remove(&tag);
+                    match status {
+                        Status::Ok => cx.streams.received(tag, length, cx.ended),
+                        why => {
+                            let had = cx.streams.receives.get(&tag).map_or(0, |r| r.stream.moved);
+                            let error = Error::new(why, format!("the sender ended stream {tag} after {had} bytes"));
+                            cx.endings.push(Ending { half: Half::Receive, tag, error, told: true });
                         }
-                        s => Err(Error::new(
-                            s,
-                            format!("the sender ended stream {tag} after {} of {} bytes", r.got, r.total),
-                        )),
-                    };
-                    ended.push(r.done(result));
+                    }
                     Ok(None)
                 }
-                Some(Incoming::Pending { .. }) if status == Status::Ok => {
+                Some(Incoming::Pending(_)) if status == Status::Ok => {
                     wrong(format!("stream {tag} ended before it was accepted"))
                 }
-                Some(Incoming::Pending { .. }) => {
+                Some(Incoming::Pending(_)) => {
                     self.pending -= 1;
+                    self.lanes.remove(&tag);
                     Ok(None)
                 }
-                Some(Incoming::Draining { .. }) => Ok(None),
+                Some(Incoming::Draining { .. }) => {
+                    self.lanes.remove(&tag);
+                    Ok(None)
+                }
                 None => wrong(format!("end of stream {tag}, which was never opened")),
             },
             Chunk::Accept { .. } | Chunk::Cancel { .. } => Ok(Some(chunk)),

@@ -1,9 +1,10 @@
 //! What a peer needs to know of us, as bytes.
 //!
 //! Little-endian: magic u32, version u16, ways u16, boot id 16 B, pid namespace u64, pid u32, start time u64,
-//! nonce 16 B, nonce address u64, region count u32, then per region: index u32, descriptor i32 (-1: not shareable),
+//! nonce 16 B, nonce address u64, streams u32, region count u32, then per region: index u32, descriptor i32 (-1: not shareable),
 //! address u64, length u64, device u64, inode u64.
 
+use super::options::MOST_STREAMS;
 use crate::error::{Error, Result, Status};
 use crate::layout::limit;
 
@@ -54,12 +55,14 @@ pub(super) struct Metadata {
     /// Random per transport, to be found at `nonce_addr`.
     pub nonce: [u8; 16],
     pub nonce_addr: u64,
+    /// Data sockets that it wants for a link.
+    pub streams: u32,
     pub regions: Vec<Region>,
 }
 
 impl Metadata {
     pub fn encode(&self) -> Vec<u8> {
-        let mut b = Vec::with_capacity(76 + self.regions.len() * REGION_BYTES);
+        let mut b = Vec::with_capacity(80 + self.regions.len() * REGION_BYTES);
         b.extend(MAGIC.to_le_bytes());
         b.extend(VERSION.to_le_bytes());
         b.extend(self.ways.to_le_bytes());
@@ -69,6 +72,7 @@ impl Metadata {
         b.extend(self.identity.start.to_le_bytes());
         b.extend(self.nonce);
         b.extend(self.nonce_addr.to_le_bytes());
+        b.extend(self.streams.to_le_bytes());
         b.extend((self.regions.len() as u32).to_le_bytes());
         for r in &self.regions {
             let f = r.file.unwrap_or(File { fd: -1, device: 0, inode: 0 });
@@ -107,6 +111,10 @@ impl Metadata {
             return Err(protocol(format!("pid {} is none", identity.pid)));
         }
         let (nonce, nonce_addr) = (r.array("nonce")?, r.u64("nonce address")?);
+        let streams = r.u32("number of streams")?;
+        if !(1..=MOST_STREAMS as u32).contains(&streams) {
+            return Err(protocol(format!("{streams} streams, 1 to {MOST_STREAMS} are allowed")));
+        }
         let count = r.u32("region count")? as usize;
         if count > limit::REGIONS {
             return Err(protocol(format!("{count} regions, at most {} are allowed", limit::REGIONS)));
@@ -131,7 +139,7 @@ impl Metadata {
         if let Some(twice) = indices.windows(2).find(|w| w[0] == w[1]) {
             return Err(protocol(format!("region {} twice", twice[0])));
         }
-        Ok(Metadata { ways, identity, nonce, nonce_addr, regions })
+        Ok(Metadata { ways, identity, nonce, nonce_addr, streams, regions })
     }
 }
 
@@ -185,6 +193,7 @@ mod tests {
             identity: Identity { boot: [7; 16], namespace: 4_026_531_836, pid: 4242, start: 99 },
             nonce: [9; 16],
             nonce_addr: 0x5555_0000,
+            streams: 4,
             regions: (0..regions).map(region).collect(),
         }
     }
@@ -216,6 +225,8 @@ mod tests {
         };
         refuse(&|m| m.identity.pid = 0, "pid 0");
         refuse(&|m| m.identity.pid = u32::MAX, "pid 4294967295");
+        refuse(&|m| m.streams = 0, "0 streams");
+        refuse(&|m| m.streams = 65, "65 streams, 1 to 64");
         refuse(&|m| m.regions[1].len = u64::MAX, "18446744073709551615 bytes");
         refuse(&|m| m.regions[1].len = 0, "of 0 bytes");
         refuse(&|m| m.regions[1].index = 0, "region 0 twice");
@@ -230,7 +241,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode_or_are_refused(tail in prop::collection::vec(any::<u8>(), 0..400), flip in 0usize..156) {
+        fn any_bytes_decode_or_are_refused(tail in prop::collection::vec(any::<u8>(), 0..400), flip in 0usize..160) {
             let mut b = sample(2).encode();
             let at = flip % b.len();
             b[at] ^= tail.first().copied().unwrap_or(1) | 1;

@@ -2,7 +2,7 @@
 //!
 //! - *host/shm*: the peer's shareable memory is mapped read-only and copied from;
 //! - *host/cma*: the peer's memory is read across processes (`process_vm_readv`);
-//! - *host/tcp*: streams, scattered and gathered straight from and into registered memory.
+//! - *host/tcp*: streams over one or more sockets, scattered and gathered straight from and into registered memory.
 //!
 //! Whichever way, only the destination's thread writes the destination's memory, and only within a call of this
 //! transport: that is why every [`cancel`](Transport::cancel) is [`Fence::Quiescent`].
@@ -11,6 +11,7 @@ mod chunk;
 mod conn;
 mod identity;
 mod inbound;
+mod lanes;
 mod local;
 mod metadata;
 mod options;
@@ -19,6 +20,7 @@ mod peer;
 mod pull;
 mod remote;
 mod scratch;
+mod stream;
 mod sys;
 
 pub use options::HostOptions;
@@ -28,10 +30,8 @@ use super::{Action, Done, Fence, Job, JobId, Link, LinkId, Poller, Ready, Transp
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use conn::{Conn, Context};
-use inbound::Receive;
 use local::Regions;
 use metadata::{File, Metadata, Region};
-use outbound::Send;
 use peer::Peer;
 use pull::Pull;
 use scratch::Scratch;
@@ -111,65 +111,15 @@ impl Host {
         }
     }
 
-    fn post_send(&mut self, tag: u64, job: Job) -> Result<()> {
-        let link = job.link;
-        let send = Send::new(job, &self.regions)?;
-        let slots = self.link(link)?.sockets.clone();
-        let conns = || slots.iter().filter_map(|slot| Some((*slot, self.sockets.get(*slot)?.as_ref()?)));
-        if conns().any(|(_, c)| c.outbound.contains(tag)) {
-            return Err(duplicate_tag(tag, link));
-        }
-        let chosen = conns().min_by_key(|(_, c)| c.outbound.backlog()).map(|(slot, _)| slot);
-        let slot = chosen.ok_or_else(|| no_socket(link))?;
-        if let Some(Some(conn)) = self.sockets.get_mut(slot) {
-            conn.outbound.post(tag, send);
-        }
-        self.activate(slot);
-        Ok(())
-    }
-
-    fn post_receive(&mut self, tag: u64, job: Job) -> Result<()> {
-        let link = job.link;
-        let receive = Receive::new(job, &self.regions)?;
-        let peer = self.links.get_mut(&link).ok_or_else(|| no_link(link))?;
-        if peer.sockets.is_empty() {
-            return Err(no_socket(link));
-        }
-        let mut announced = None;
-        for slot in &peer.sockets {
-            let Some(Some(conn)) = self.sockets.get(*slot) else { continue };
-            if conn.inbound.is_active(tag) {
-                return Err(duplicate_tag(tag, link));
-            }
-            if conn.inbound.is_pending(tag) {
-                announced = Some(*slot);
-            }
-        }
-        match announced {
-            Some(slot) => {
-                if let Some(Some(conn)) = self.sockets.get_mut(slot) {
-                    conn.bind(tag, receive, &mut self.ended);
-                }
-                self.activate(slot);
-            }
-            None if peer.waiting.contains_key(&tag) => return Err(duplicate_tag(tag, link)),
-            None => {
-                peer.waiting.insert(tag, receive);
-            }
-        }
-        Ok(())
-    }
-
     /// Ends every job of a link and closes its sockets; further jobs are refused with the same error.
     fn break_link(&mut self, link: LinkId, error: Error) {
         let Some(peer) = self.links.get_mut(&link) else { return };
         for slot in std::mem::take(&mut peer.sockets) {
             if let Some(conn) = self.sockets.get_mut(slot).and_then(Option::take) {
-                conn.close(&self.poller, &error, &mut self.ended);
+                conn.close(&self.poller);
             }
         }
-        let waiting = std::mem::take(&mut peer.waiting);
-        self.ended.extend(waiting.into_values().map(|r| r.done(Err(error.clone()))));
+        peer.streams.end_all(&error, &mut self.ended);
         peer.broken = Some(error.clone());
         self.end_pulls(|p| p.link == link, &error);
     }
@@ -182,44 +132,6 @@ impl Host {
         any
     }
 
-    /// Ends streams of every socket that `sends` and `receives` choose.
-    fn end_streams(
-        &mut self,
-        sends: impl Fn(&Conn) -> Vec<u64>,
-        receives: impl Fn(&Conn) -> Vec<u64>,
-        error: &Error,
-    ) -> bool {
-        let before = self.ended.len();
-        for slot in 0..self.sockets.len() {
-            let Some(Some(conn)) = self.sockets.get_mut(slot) else { continue };
-            let count = self.ended.len();
-            for tag in sends(conn) {
-                self.ended.extend(conn.outbound.end(tag, error.clone()));
-            }
-            for tag in receives(conn) {
-                if let Some((answer, done)) = conn.inbound.end(tag, error.clone()) {
-                    conn.outbound.answer(answer);
-                    self.ended.push(done);
-                }
-            }
-            if self.ended.len() > count {
-                self.activate(slot);
-            }
-        }
-        self.ended.len() > before
-    }
-
-    fn end_waiting(&mut self, which: impl Fn(&Receive) -> bool, error: &Error) -> bool {
-        let before = self.ended.len();
-        for peer in self.links.values_mut() {
-            let tags: Vec<u64> = peer.waiting.iter().filter(|(_, r)| which(r)).map(|(tag, _)| *tag).collect();
-            for tag in tags {
-                self.ended.extend(peer.waiting.remove(&tag).map(|r| r.done(Err(error.clone()))));
-            }
-        }
-        self.ended.len() > before
-    }
-
     /// Gives the next socket its turn; returns what it cost.
     fn turn_socket(&mut self, budget: u64) -> u64 {
         let Some(slot) = self.active.pop_front() else { return 0 };
@@ -227,12 +139,19 @@ impl Host {
         conn.queued = false;
         let link = conn.link;
         let Some(peer) = self.links.get_mut(&link) else { return 0 };
-        let mut cx =
-            Context { own: &self.regions, io: &mut self.io, waiting: &mut peer.waiting, ended: &mut self.ended };
+        let mut endings = Vec::new();
+        let mut cx = Context {
+            own: &self.regions,
+            io: &mut self.io,
+            streams: &mut peer.streams,
+            endings: &mut endings,
+            ended: &mut self.ended,
+        };
         let result = conn.work(&mut cx, budget.min(TURN)).and_then(|n| conn.update(&self.poller).map(|()| n));
+        self.end_streams(link, endings);
         match result {
             Ok(n) => {
-                if conn.active() {
+                if self.conn(slot).is_some_and(|c| c.active()) {
                     self.activate(slot);
                 }
                 n
@@ -272,10 +191,7 @@ impl Host {
 impl Drop for Host {
     /// A socket that was duplicated elsewhere would stay in the poller.
     fn drop(&mut self) {
-        let error = Error::new(Status::PeerDead, "the transport is gone");
-        for conn in self.sockets.drain(..).flatten() {
-            conn.close(&self.poller, &error, &mut self.ended);
-        }
+        self.sockets.drain(..).flatten().for_each(|conn| conn.close(&self.poller));
     }
 }
 
@@ -294,8 +210,7 @@ impl Transport for Host {
         }
         let error = Error::new(Status::BadHandle, format!("region {region} was deregistered"));
         self.end_pulls(|p| p.regions.contains(&region), &error);
-        self.end_streams(|c| c.outbound.touching(region), |c| c.inbound.touching(region), &error);
-        self.end_waiting(|r| r.regions.contains(&region), &error);
+        self.end_chosen(|s| s.regions.contains(&region), &error);
         self.regions.remove(region)
     }
 
@@ -308,7 +223,8 @@ impl Transport for Host {
         };
         let (nonce, nonce_addr) = self.own.nonce();
         let regions = self.regions.iter().map(region).collect();
-        Metadata { ways: self.options.ways(), identity: self.own.identity, nonce, nonce_addr, regions }.encode()
+        let (ways, streams, identity) = (self.options.ways(), self.options.streams as u32, self.own.identity);
+        Metadata { ways, streams, identity, nonce, nonce_addr, regions }.encode()
     }
 
     fn connect(&mut self, link: LinkId, remote: &[u8]) -> Result<Link> {
@@ -323,10 +239,10 @@ impl Transport for Host {
     }
 
     fn attach(&mut self, link: LinkId, socket: TcpStream) -> Result<()> {
-        let most = self.options.streams;
         let peer = self.link(link)?;
         peer.alive()?;
-        if !peer.link.stream {
+        let most = peer.link.streams;
+        if most == 0 {
             let why = format!("link {}: {}", link.0, peer.link.rejected.join("; "));
             return Err(Error::new(Status::TransportUnavailable, why));
         }
@@ -387,13 +303,7 @@ impl Transport for Host {
 
     fn cancel(&mut self, job: JobId, reason: Status) -> Fence {
         let error = Error::new(reason, format!("job {} was ended", job.0));
-        let _ = self.end_pulls(|p| p.id == job, &error)
-            || self.end_waiting(|r| r.id == job, &error)
-            || self.end_streams(
-                |c| c.outbound.find(job).into_iter().collect(),
-                |c| c.inbound.find(job).into_iter().collect(),
-                &error,
-            );
+        let _ = self.end_pulls(|p| p.id == job, &error) || self.end_chosen(|s| s.id == job, &error);
         Fence::Quiescent
     }
 
@@ -448,12 +358,4 @@ fn file(memory: &Memory) -> Option<File> {
 
 fn no_link(link: LinkId) -> Error {
     Error::new(Status::BadHandle, format!("there is no link {}", link.0))
-}
-
-fn no_socket(link: LinkId) -> Error {
-    Error::new(Status::WrongState, format!("link {} has no data socket", link.0))
-}
-
-fn duplicate_tag(tag: u64, link: LinkId) -> Error {
-    Error::new(Status::Duplicate, format!("tag {tag} is in use on link {}", link.0))
 }

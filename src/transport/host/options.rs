@@ -3,6 +3,9 @@
 use super::metadata::way;
 use crate::error::{Error, Result, Status};
 
+/// Sockets that a link can have at most.
+pub(super) const MOST_STREAMS: usize = 64;
+
 /// What a [`Host`](super::Host) may do and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostOptions {
@@ -17,7 +20,7 @@ pub struct HostOptions {
     pub tcp: bool,
     /// Payload of one chunk: streams that share a socket take turns after so many bytes. 4 KiB to 64 MiB.
     pub chunk_bytes: u32,
-    /// Sockets that one link may have. A stream keeps to one of them.
+    /// Sockets of one link, if the peer allows as many: 1 to 64. Large streams use all of them at once.
     pub streams: usize,
     /// `SO_SNDBUF`; `None` lets the kernel choose and adapt.
     pub send_buffer: Option<usize>,
@@ -54,8 +57,8 @@ impl HostOptions {
         if !(4 << 10..=64 << 20).contains(&self.chunk_bytes) {
             return refuse(format!("chunk_bytes is {}, 4096 to 67108864 are allowed", self.chunk_bytes));
         }
-        if self.streams == 0 {
-            return refuse("streams is 0, at least 1 is needed".into());
+        if !(1..=MOST_STREAMS).contains(&self.streams) {
+            return refuse(format!("streams is {}, 1 to {MOST_STREAMS} are allowed", self.streams));
         }
         Ok(())
     }

@@ -1,17 +1,17 @@
-//! The sending half of a data socket: streams take turns, a chunk each.
+//! The sending half of a data socket: lanes of streams take turns, a chunk each.
 
-use super::chunk::Chunk;
-use super::local::{self, Cursor, Regions, Resolver, Side};
-use super::scratch::{Ask, PACKED_BYTES, Scratch, cost_of_call};
+use super::chunk::{Chunk, HEADER, Lane};
+use super::conn::Context;
+use super::local::{Cursor, Regions, Resolver};
+use super::scratch::{Ask, PACKED_BYTES, cost_of_call};
+use super::stream::{Stream, Streams};
 use super::sys::{self, PIECES, Source, Target};
 use crate::error::{Error, Result, Status};
-use crate::layout::Span;
-use crate::transport::{Done, Job, JobId};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::BorrowedFd;
 
-/// Streams of one socket that wait for the receiver's Accept at a time. More wait here, unannounced.
+/// Lanes of one socket that wait for the receiver's Accept at a time. More wait here, unannounced.
 pub(super) const UNACCEPTED: usize = 1024;
 
 /// Announcements and answers that travel in one write.
@@ -29,33 +29,19 @@ enum Phase {
     Sending,
 }
 
-/// A stream that we send.
+/// A lane that travels on this socket.
 #[derive(Debug)]
-pub(super) struct Send {
-    id: JobId,
-    /// Our regions that it reads.
-    regions: Vec<u32>,
-    spans: Vec<Span>,
-    staged: bool,
-    total: u64,
-    digest: u64,
+struct Outgoing {
+    lane: Lane,
+    /// Offset in the stream of its next byte.
+    at: u64,
     cursor: Cursor,
-    offset: u64,
     phase: Phase,
 }
 
-impl Send {
-    pub fn new(job: Job, own: &Regions) -> Result<Send> {
-        let regions = own.check(&job.spans, Side::Source)?;
-        let (total, digest) = (local::total(&job.spans)?, local::digest(&job.spans));
-        let Job { id, spans, staged, .. } = job;
-        let staged = staged && local::packing_pays(&spans, total);
-        let (cursor, offset, phase) = (Cursor::default(), 0, Phase::Queued);
-        Ok(Send { id, regions, spans, staged, total, digest, cursor, offset, phase })
-    }
-
-    fn done(self, result: Result<()>) -> Done {
-        Done { id: self.id, result, bytes: self.offset, spans: self.spans }
+impl Outgoing {
+    fn left(&self) -> u64 {
+        self.lane.end() - self.at
     }
 }
 
@@ -103,10 +89,13 @@ pub(super) struct Step {
 pub(super) struct Outbound {
     chunk: u64,
     control: VecDeque<Chunk>,
-    sends: BTreeMap<u64, Send>,
+    /// By tag: a stream has at most one lane on a socket.
+    lanes: BTreeMap<u64, Outgoing>,
     queued: VecDeque<u64>,
     opened: usize,
     turns: VecDeque<u64>,
+    /// Bytes not yet sent.
+    backlog: u64,
     frame: Frame,
     packed: Vec<u8>,
     /// Bytes to offer at a time.
@@ -128,23 +117,20 @@ impl Outbound {
         Outbound {
             chunk,
             control: VecDeque::new(),
-            sends: BTreeMap::new(),
+            lanes: BTreeMap::new(),
             queued: VecDeque::new(),
             opened: 0,
             turns: VecDeque::new(),
+            backlog: 0,
             frame,
             packed: Vec::new(),
             ask: Ask::default(),
         }
     }
 
-    pub fn contains(&self, tag: u64) -> bool {
-        self.sends.contains_key(&tag)
-    }
-
     /// Bytes not yet sent.
     pub fn backlog(&self) -> u64 {
-        self.sends.values().fold(0, |sum, s| sum.saturating_add(s.total - s.offset))
+        self.backlog
     }
 
     /// Something can be written at once, if the socket lets us.
@@ -155,9 +141,11 @@ impl Outbound {
             || (!self.queued.is_empty() && self.opened < UNACCEPTED)
     }
 
-    pub fn post(&mut self, tag: u64, send: Send) {
+    /// Queues a lane of a stream, whose first byte is at the cursor.
+    pub fn post(&mut self, tag: u64, lane: Lane, cursor: Cursor) {
         self.queued.push_back(tag);
-        self.sends.insert(tag, send);
+        self.backlog = self.backlog.saturating_add(lane.length);
+        self.lanes.insert(tag, Outgoing { lane, at: lane.begin, cursor, phase: Phase::Queued });
     }
 
     /// Queues an answer to the sender on the other side.
@@ -165,9 +153,9 @@ impl Outbound {
         self.control.push_back(chunk);
     }
 
-    /// The receiver wants this stream. Unknown tags were ended in the meantime.
+    /// The receiver wants this lane. Unknown tags were ended in the meantime.
     pub fn accepted(&mut self, tag: u64) -> Result<()> {
-        let Some(s) = self.sends.get_mut(&tag) else { return Ok(()) };
+        let Some(s) = self.lanes.get_mut(&tag) else { return Ok(()) };
         if s.phase != Phase::Opened {
             return Err(Error::new(Status::Protocol, format!("stream {tag} was accepted in phase {:?}", s.phase)));
         }
@@ -177,22 +165,13 @@ impl Outbound {
         Ok(())
     }
 
-    /// Finds a stream by its job.
-    pub fn find(&self, id: JobId) -> Option<u64> {
-        self.sends.iter().find(|(_, s)| s.id == id).map(|(tag, _)| *tag)
-    }
-
-    /// Streams that read this region.
-    pub fn touching(&self, region: u32) -> Vec<u64> {
-        self.sends.iter().filter(|(_, s)| s.regions.contains(&region)).map(|(tag, _)| *tag).collect()
-    }
-
-    /// Ends a stream: from here on its memory is not read. The receiver is told.
-    pub fn end(&mut self, tag: u64, error: Error) -> Option<Done> {
-        let send = self.sends.remove(&tag)?;
-        let end = Chunk::End { tag, status: error.status() };
+    /// Ends the lane of a stream: from here on its memory is not read. The receiver is told.
+    pub fn end(&mut self, tag: u64, status: Status) {
+        let Some(gone) = self.lanes.remove(&tag) else { return };
+        self.backlog = self.backlog.saturating_sub(gone.left());
+        let end = Chunk::End { tag, status };
         self.turns.retain(|t| *t != tag);
-        match send.phase {
+        match gone.phase {
             Phase::Queued => self.queued.retain(|t| *t != tag),
             Phase::Opened => self.opened -= 1,
             Phase::Sending => {}
@@ -206,41 +185,25 @@ impl Outbound {
                 self.frame.tail.extend(end.encode());
             }
             self.frame.tag = None;
-        } else if send.phase != Phase::Queued {
+        } else if gone.phase != Phase::Queued {
             self.control.push_back(end);
         }
-        Some(send.done(Err(error)))
-    }
-
-    /// Ends all streams without a word: the socket is gone.
-    pub fn drain(&mut self, error: &Error, ended: &mut Vec<Done>) {
-        let all = std::mem::take(&mut self.sends);
-        ended.extend(all.into_values().map(|s| s.done(Err(error.clone()))));
-        self.queued.clear();
-        self.turns.clear();
     }
 
     /// Writes for about `budget` bytes.
-    pub fn work(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        own: &Regions,
-        io: &mut Scratch,
-        budget: u64,
-        ended: &mut Vec<Done>,
-    ) -> Result<Step> {
+    pub fn work(&mut self, socket: BorrowedFd<'_>, cx: &mut Context<'_>, budget: u64) -> Result<Step> {
         let mut step = Step::default();
         while step.cost < budget && self.pending() {
             if self.frame.written() {
-                self.next_frame(own)?;
+                self.next_frame(cx.own, cx.streams)?;
             }
-            let wanted = self.gather(own, &mut io.sources, self.ask.bytes())?;
+            let wanted = self.gather(cx.own, cx.streams, &mut cx.io.sources, self.ask.bytes())?;
             let more = wanted < self.unwritten();
-            match sys::send(socket, &io.sources, more) {
+            match sys::send(socket, &cx.io.sources, more) {
                 Ok(n) => {
-                    step.cost += cost_of_call(n as u64, io.sources.len(), self.frame.payload == Payload::Packed);
+                    step.cost += cost_of_call(n as u64, cx.io.sources.len(), self.frame.payload == Payload::Packed);
                     self.ask.took(n as u64, wanted);
-                    self.wrote(n, ended);
+                    self.wrote(n, cx);
                     if (n as u64) < wanted {
                         step.blocked = true;
                         break;
@@ -263,7 +226,7 @@ impl Outbound {
     }
 
     /// Composes what is written next: answers, announcements, and a chunk of the stream whose turn it is.
-    fn next_frame(&mut self, own: &Regions) -> Result<()> {
+    fn next_frame(&mut self, own: &Regions, streams: &Streams) -> Result<()> {
         let f = &mut self.frame;
         f.head.clear();
         f.tail.clear();
@@ -272,33 +235,34 @@ impl Outbound {
             let Some(chunk) = self.control.pop_front() else { break };
             f.head.extend(chunk.encode());
         }
-        while self.opened < UNACCEPTED && f.head.len() < BATCH * super::chunk::HEADER {
+        while self.opened < UNACCEPTED && f.head.len() < BATCH * HEADER {
             let Some(tag) = self.queued.pop_front() else { break };
-            let Some(s) = self.sends.get_mut(&tag) else { continue };
-            s.phase = Phase::Opened;
+            let (Some(out), Some(send)) = (self.lanes.get_mut(&tag), streams.sends.get(&tag)) else { continue };
+            out.phase = Phase::Opened;
             self.opened += 1;
-            f.head.extend(Chunk::Open { tag, total: s.total, digest: s.digest }.encode());
+            f.head.extend(send.open(tag, out.lane).encode());
         }
         let Some(tag) = self.turns.pop_front() else { return Ok(()) };
-        let Some(s) = self.sends.get(&tag) else { return Ok(()) };
-        let most = if s.staged { self.chunk.min(PACKED_BYTES as u64) } else { self.chunk };
-        let length = (s.total - s.offset).min(most);
+        let (Some(out), Some(send)) = (self.lanes.get(&tag), streams.sends.get(&tag)) else { return Ok(()) };
+        let staged = send.stream.staged;
+        let most = if staged { self.chunk.min(PACKED_BYTES as u64) } else { self.chunk };
+        let length = out.left().min(most);
         (f.tag, f.length, f.left) = (Some(tag), length, length);
         if length > 0 {
-            f.head.extend(Chunk::Data { tag, offset: s.offset, length: length as u32 }.encode());
+            f.head.extend(Chunk::Data { tag, offset: out.at, length }.encode());
         }
-        if s.offset + length == s.total {
+        if length == out.left() {
             f.tail.extend(Chunk::End { tag, status: Status::Ok }.encode());
         }
-        if s.staged && length > 0 {
-            pack(s, own, length, &mut self.packed)?;
+        if staged && length > 0 {
+            pack(&send.stream, out.cursor, own, length, &mut self.packed)?;
             f.payload = Payload::Packed;
         }
         Ok(())
     }
 
     /// Lists what is left of the frame; returns how many bytes that is.
-    fn gather(&self, own: &Regions, list: &mut Vec<Source>, most: u64) -> Result<u64> {
+    fn gather(&self, own: &Regions, streams: &Streams, list: &mut Vec<Source>, most: u64) -> Result<u64> {
         let f = &self.frame;
         list.clear();
         let head = f.head.get(f.sent..).unwrap_or(&[]);
@@ -308,10 +272,11 @@ impl Outbound {
         let mut bytes = head.len() as u64;
         let want = f.left.min(most);
         let got = match f.payload {
-            Payload::Spans if want > 0 => match f.tag.and_then(|tag| self.sends.get(&tag)) {
-                Some(s) => s.cursor.gather(&s.spans, own, want, PIECES - 1, list)?,
-                None => return Err(Error::new(Status::Internal, "a chunk without its stream")),
-            },
+            Payload::Spans if want > 0 => {
+                let found = f.tag.and_then(|tag| Some((self.lanes.get(&tag)?, streams.sends.get(&tag)?)));
+                let (out, send) = found.ok_or_else(|| Error::new(Status::Internal, "a chunk without its stream"))?;
+                out.cursor.gather(&send.stream.spans, own, want, PIECES - 1, list)?
+            }
             Payload::Spans => 0,
             Payload::Packed => {
                 let from = (f.length - f.left) as usize;
@@ -336,36 +301,40 @@ impl Outbound {
         Ok(bytes)
     }
 
-    fn wrote(&mut self, n: usize, ended: &mut Vec<Done>) {
+    fn wrote(&mut self, n: usize, cx: &mut Context<'_>) {
         let f = &mut self.frame;
         let head = n.min(f.head.len() - f.sent);
         f.sent += head;
         let body = (n - head).min(f.left as usize);
         f.left -= body as u64;
         f.tail_sent += n - head - body;
-        let stream = f.tag.and_then(|tag| self.sends.get_mut(&tag).map(|s| (tag, s)));
-        let Some((tag, s)) = stream else { return };
-        s.offset += body as u64;
-        s.cursor.advance(&s.spans, body as u64);
+        let Some(tag) = f.tag else { return };
+        let (Some(out), Some(send)) = (self.lanes.get_mut(&tag), cx.streams.sends.get_mut(&tag)) else { return };
+        let bytes = body as u64;
+        send.stream.moved += bytes;
+        self.backlog -= bytes;
+        out.at += bytes;
+        out.cursor.advance(&send.stream.spans, bytes);
         if !f.written() {
             return;
         }
         if f.tail.is_empty() {
             self.turns.push_back(tag);
         } else {
-            ended.extend(self.sends.remove(&tag).map(|s| s.done(Ok(()))));
+            self.lanes.remove(&tag);
+            cx.streams.sent(tag, cx.ended);
         }
         self.frame.tag = None;
     }
 }
 
-fn pack(s: &Send, own: &Regions, length: u64, packed: &mut Vec<u8>) -> Result<()> {
+fn pack(s: &Stream, from: Cursor, own: &Regions, length: u64, packed: &mut Vec<u8>) -> Result<()> {
     if packed.len() < length as usize {
         packed.resize(length as usize, 0);
     }
     let mut resolver = Resolver::new(own);
-    let (mut at, mut within) = (0u64, s.cursor.within);
-    for span in s.spans.get(s.cursor.span..).unwrap_or(&[]) {
+    let (mut at, mut within) = (0u64, from.within);
+    for span in s.spans.get(from.span..).unwrap_or(&[]) {
         let len = (span.len - within).min(length - at);
         let room = packed.get_mut(at as usize..(at + len) as usize).unwrap_or(&mut []);
         sys::copy(Target::of(room), resolver.piece(span, within, len)?);

@@ -1,13 +1,12 @@
-//! A link: the peer's memory, its sockets by key, and receives that wait for their stream.
+//! A link: the peer's memory, its sockets and streams.
 
 use super::identity;
-use super::inbound::Receive;
 use super::metadata::{Identity, Metadata, way};
 use super::options::HostOptions;
 use super::remote::Remote;
+use super::stream::Streams;
 use crate::error::{Error, Result, Status};
 use crate::transport::Link;
-use std::collections::BTreeMap;
 
 /// A linked peer.
 #[derive(Debug)]
@@ -16,8 +15,7 @@ pub(super) struct Peer {
     pub link: Link,
     /// Slots of its sockets.
     pub sockets: Vec<usize>,
-    /// Receives whose stream was not announced yet, by tag.
-    pub waiting: BTreeMap<u64, Receive>,
+    pub streams: Streams,
     /// Why nothing works any more.
     pub broken: Option<Error>,
 }
@@ -42,8 +40,9 @@ impl Peer {
                 return Err(Error::new(Status::TransportUnavailable, what));
             }
         };
-        let link = Link { name: name.into(), pull, push: false, stream, rejected };
-        Ok(Peer { remote, link, sockets: Vec::new(), waiting: BTreeMap::new(), broken: None })
+        let streams = if stream { options.streams.min(meta.streams as usize) } else { 0 };
+        let link = Link { name: name.into(), pull, push: false, streams, rejected };
+        Ok(Peer { remote, link, sockets: Vec::new(), streams: Streams::default(), broken: None })
     }
 
     /// Whether jobs may still be posted.
