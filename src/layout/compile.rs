@@ -6,7 +6,7 @@ use super::limit;
 use super::plan::{CopySet, Plan, Shape, Template};
 use super::ranks::RankSet;
 use super::rows::{Row, Rows};
-use super::shape::Layout;
+use super::shape::{Layout, Named};
 use super::verdict::{Findings, Verdict};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ pub fn compile(src: &[Arc<Layout>], dst: &[Arc<Layout>], rank: usize) -> Result<
     let mut readers = vec![RankSet::default(); src.len()];
     let mut structures: HashMap<Vec<u32>, Structure> = HashMap::new();
     for row in Rows::new(src, dst) {
-        let structure = structures.entry(row.structure(src, dst)).or_insert_with(|| {
+        let structure = structures.entry(row.structure()).or_insert_with(|| {
             let scene = Scene::new(held(src, &row.src), held(dst, &row.dst));
             scene.readers(&mut readers);
             let mut differences = Findings::default();
@@ -153,12 +153,12 @@ fn acknowledges(readers: &[RankSet], rank: usize, destinations: usize) -> Vec<(u
     readers.iter().enumerate().filter_map(told).collect()
 }
 
-fn held<'a>(side: &'a [Arc<Layout>], found: &[Option<usize>]) -> Vec<Option<Held<'a>>> {
+fn held<'a>(side: &'a [Arc<Layout>], found: &[Option<Named>]) -> Vec<Option<Held<'a>>> {
     side.iter().zip(found).map(|(l, i)| tensor(l, *i)).collect()
 }
 
-fn tensor(layout: &Layout, index: Option<usize>) -> Option<Held<'_>> {
-    let tensor = layout.tensors().get(index?)?;
+fn tensor(layout: &Layout, found: Option<Named>) -> Option<Held<'_>> {
+    let tensor = layout.tensors().get(found?.tensor as usize)?;
     Some(Held { tensor, group: layout.groups().get(tensor.group as usize)? })
 }
 

@@ -1,14 +1,14 @@
 //! Walks the tensors of two instances by name.
 
-use super::shape::Layout;
+use super::shape::{Layout, Named};
 use std::sync::Arc;
 
-/// One name with the index of its tensor on every rank of both sides.
+/// One name with its tensor on every rank of both sides.
 pub(crate) struct Row<'a> {
     pub layer: u32,
     pub role: &'a str,
-    pub src: Vec<Option<usize>>,
-    pub dst: Vec<Option<usize>>,
+    pub src: Vec<Option<Named>>,
+    pub dst: Vec<Option<Named>>,
 }
 
 /// The rows of all names that some destination rank has, by layer and role.
@@ -34,7 +34,7 @@ impl<'a> Iterator for Rows<'a> {
     type Item = Row<'a>;
 
     fn next(&mut self) -> Option<Row<'a>> {
-        let heads = self.dst.layouts.iter().zip(&self.dst.at).filter_map(|(l, at)| head(l, *at));
+        let heads = self.dst.layouts.iter().zip(&self.dst.at).filter_map(|(l, at)| l.nth(*at));
         let (layer, role) = heads.map(|(name, _)| name).min()?;
         Some(Row { layer, role, src: self.src.take((layer, role)), dst: self.dst.take((layer, role)) })
     }
@@ -42,9 +42,9 @@ impl<'a> Iterator for Rows<'a> {
 
 impl Side<'_> {
     /// The tensors of this name, everything before it skipped.
-    fn take(&mut self, name: (u32, &str)) -> Vec<Option<usize>> {
+    fn take(&mut self, name: (u32, &str)) -> Vec<Option<Named>> {
         let take = |(l, at): (&Arc<Layout>, &mut usize)| {
-            while let Some((found, tensor)) = head(l, *at).filter(|(found, _)| *found <= name) {
+            while let Some((found, tensor)) = l.nth(*at).filter(|(found, _)| *found <= name) {
                 *at += 1;
                 if found == name {
                     return Some(tensor);
@@ -56,17 +56,9 @@ impl Side<'_> {
     }
 }
 
-/// Name and index of the tensor at a position of a layout's order.
-fn head(layout: &Layout, at: usize) -> Option<((u32, &str), usize)> {
-    let index = *layout.order().get(at)? as usize;
-    let tensor = layout.tensors().get(index)?;
-    Some(((tensor.layer, tensor.role.as_str()), index))
-}
-
 impl Row<'_> {
     /// Equal for rows that differ in layer, regions and offsets only: the structure of the tensor on every rank.
-    pub fn structure(&self, src: &[Arc<Layout>], dst: &[Arc<Layout>]) -> Vec<u32> {
-        let all = src.iter().zip(&self.src).chain(dst.iter().zip(&self.dst));
-        all.map(|(l, i)| i.map_or(u32::MAX, |i| l.class(i))).collect()
+    pub fn structure(&self) -> Vec<u32> {
+        self.src.iter().chain(&self.dst).map(|found| found.map_or(u32::MAX, |n| n.class)).collect()
     }
 }
