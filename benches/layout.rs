@@ -148,23 +148,29 @@ fn growth() {
         let side = instance(&layers(n), &Placement { tp: 8, ..Placement::default() });
         best(budget, || drop(black_box(compile(&side, &side, 3))))
     });
-    let by_ranks = |model: &Model, n: u32| {
-        let side = instance(model, &Placement { tp: n, ..Placement::default() });
-        best(budget, || drop(black_box(compile(&side, &side, 0))))
+    let ranks = [8, 16, 32, 64, 128, 256, 512, 1024];
+    let by_ranks = |model: &Model, src: Placement, dst: Placement| {
+        let (src, dst) = (instance(model, &src), instance(model, &dst));
+        best(budget, || drop(black_box(compile(&src, &dst, 0))))
     };
-    series("compile by ranks, TP n -> n, 8 heads", &[8, 16, 32, 64, 128, 256], |n| by_ranks(&llama, n));
+    let tp = |n| Placement { tp: n, ..Placement::default() };
     let mut wide = llama.clone();
     if let Cache::Attention { heads, .. } = &mut wide.caches[0].cache {
-        *heads = 256;
+        *heads = 1024;
     }
-    series("compile by ranks, TP n -> n, 256 heads", &[8, 16, 32, 64, 128, 256], |n| by_ranks(&wide, n));
     let mla = models().into_iter().find(|m| m.name.starts_with("DeepSeek-V3/R1")).unwrap();
-    series("compile by ranks, TP n -> n, MLA", &[8, 16, 32, 64, 128, 256], |n| by_ranks(&mla, n));
+    series("compile by ranks, TP n -> n, replicated (MLA)", &ranks, |n| by_ranks(&mla, tp(n), tp(n)));
+    series("compile by ranks, TP n -> n, sharded (1,024 heads)", &ranks, |n| by_ranks(&wide, tp(n), tp(n)));
+    series("compile by ranks, TP n -> n, replica groups (8 heads)", &ranks, |n| by_ranks(&llama, tp(n), tp(n)));
+    series("compile by ranks, TP n -> 1, sharded", &ranks, |n| by_ranks(&wide, tp(n), tp(1)));
+    series("compile by ranks, TP 1 -> n, sharded", &ranks, |n| by_ranks(&wide, tp(1), tp(n)));
+    let dcp = |n| Placement { dcp: n, ..tp(n) };
+    series("compile by ranks, TP n -> n, context parallel (MLA)", &ranks, |n| by_ranks(&mla, dcp(n), dcp(n)));
     series("expand by blocks, TP 2 -> 4", &[64, 128, 256, 512, 1024, 2048], |n| {
         let side = |tp| instance(&llama, &Placement { tp, num_blocks: 2 * n, ..Placement::default() });
         expansion(&compile(&side(2), &side(4), 0).unwrap().plans, u64::from(n) * 16).time
     });
-    series("validate by layers (cross-layer blocks)", &[32, 64, 128, 256, 512, 1024], |n| {
+    series("validate by layers (cross-layer blocks)", &[32, 64, 128, 256, 512, 1024, 2048, 4096], |n| {
         let order = kvlink::layout::form::Order::BLHNC;
         let desc = layers(n).describe(&Placement { order, ..Placement::default() }).unwrap();
         best(budget, || drop(black_box(Layout::new(desc.clone()))))

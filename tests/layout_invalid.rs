@@ -135,6 +135,33 @@ fn tensors_of_one_group_must_not_share_bytes() {
 }
 
 #[test]
+fn layers_that_interleave_within_blocks_must_not_share_bytes() {
+    let layers = |d: &mut LayoutDesc, offsets: [u64; 4]| {
+        let part = |offset| part(offset, 128, 8, 4);
+        d.regions[0].len = 8 * 128 + 64;
+        d.tensors = (0..).zip(offsets).map(|(layer, offset)| tensor(layer, "kv", 0, 4, part(offset))).collect();
+    };
+    for offsets in [[0, 32, 64, 96], [96, 64, 32, 0], [32, 64, 96, 128]] {
+        let mut fits = desc();
+        layers(&mut fits, offsets);
+        Layout::new(fits).unwrap();
+    }
+    for (offsets, words) in [
+        ([0, 32, 64, 94], "layer 2 kv and layer 3 kv share bytes of one group"),
+        ([0, 32, 32, 96], "layer 1 kv and layer 2 kv share bytes of one group"),
+        (
+            [0, 32, 64, 130],
+            "layer 0 kv and layer 3 kv share bytes of one group; layer 1 kv and layer 3 kv share bytes of one group",
+        ),
+    ] {
+        let mut d = desc();
+        layers(&mut d, offsets);
+        let e = Layout::new(d).expect_err("accepted");
+        assert_eq!((e.status(), e.message()), (Status::InvalidLayout, words));
+    }
+}
+
+#[test]
 fn everything_wrong_is_told_at_once() {
     invalid(&["block_tokens 0", "group 3 of 1", "described twice", "empty role"], |d| {
         let again = d.tensors[0].clone();

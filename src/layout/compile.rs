@@ -1,10 +1,12 @@
 //! Two instances' layouts in, proven plans out.
 
-use super::assign::{Gap, Held, Piece, assign, sources};
+use super::assign::{Gap, Held, Piece, Scene};
 use super::check::check_tensor;
 use super::limit;
 use super::plan::{CopySet, Plan, Shape, Template};
-use super::shape::Layout;
+use super::ranks::RankSet;
+use super::rows::{Row, Rows};
+use super::shape::{Layout, Named};
 use super::verdict::{Findings, Verdict};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +23,13 @@ pub struct Inbound {
     pub acknowledges: Vec<(u32, u32)>,
 }
 
+/// What all rows of one structure have in common.
+struct Structure {
+    /// No rank of the source defines the tensor differently.
+    agrees: bool,
+    pieces: Result<Vec<Piece>, Vec<Gap>>,
+}
+
 /// Compiles the plans of destination rank `rank` from all ranks of the source instance.
 ///
 /// Both slices hold the layouts of all ranks of an instance, by rank.
@@ -28,193 +37,129 @@ pub struct Inbound {
 /// # Errors
 /// A [`Verdict`] with every incompatibility.
 pub fn compile(src: &[Arc<Layout>], dst: &[Arc<Layout>], rank: usize) -> Result<Inbound, Verdict> {
-    let mut compiler = Compiler { src, dst, cache: HashMap::new() };
-    let mut plans = compiler.plans(rank)?;
-    for plan in &mut plans {
-        join_layers(&mut plan.sets);
-    }
-    let acknowledges = compiler.acknowledges(rank);
-    Ok(Inbound { plans, acknowledges })
-}
-
-type Assignment = Arc<Result<Vec<Piece>, Vec<Gap>>>;
-
-struct Compiler<'a> {
-    src: &'a [Arc<Layout>],
-    dst: &'a [Arc<Layout>],
-    /// By destination rank and the structure of the tensor on every rank.
-    cache: HashMap<(usize, Vec<u32>), Assignment>,
-}
-
-/// The same tensor on all ranks of both sides: tensor indices, and the key of their structures.
-struct Row {
-    src: Vec<Option<usize>>,
-    dst: Vec<Option<usize>>,
-    classes: Vec<u32>,
-}
-
-impl<'a> Compiler<'a> {
-    fn row(&self, layer: u32, role: &str) -> Row {
-        let find = |side: &[Arc<Layout>]| side.iter().map(|l| l.find_index(layer, role)).collect::<Vec<_>>();
-        let (src, dst) = (find(self.src), find(self.dst));
-        let class = |side: &[Arc<Layout>], found: &[Option<usize>]| {
-            side.iter().zip(found).map(|(l, i)| i.map_or(u32::MAX, |i| l.class(i))).collect::<Vec<_>>()
-        };
-        let mut classes = class(self.src, &src);
-        classes.extend(class(self.dst, &dst));
-        Row { src, dst, classes }
-    }
-
-    fn assignment(&mut self, rank: usize, row: &Row) -> Assignment {
-        let key = (rank, row.classes.clone());
-        if let Some(found) = self.cache.get(&key) {
-            return found.clone();
+    let own = own(src, dst, rank)?;
+    let mut findings = Findings::default();
+    check_models(src, own, &mut findings);
+    let mut sets: Vec<Vec<CopySet>> = vec![Vec::new(); src.len()];
+    let mut readers = vec![RankSet::default(); src.len()];
+    let mut structures: HashMap<Vec<u32>, Structure> = HashMap::new();
+    for row in Rows::new(src, dst) {
+        let structure = structures.entry(row.structure()).or_insert_with(|| {
+            let scene = Scene::new(held(src, &row.src), held(dst, &row.dst));
+            scene.readers(&mut readers);
+            let mut differences = Findings::default();
+            check_row(&row, src, own, rank, &mut differences);
+            Structure { agrees: differences.into_result().is_ok(), pieces: scene.assign(rank as u32) }
+        });
+        let subject = || format!("layer {} {}", row.layer, row.role);
+        if row.dst.get(rank).copied().flatten().is_none() {
+            continue;
         }
-        let fresh = Arc::new(assign(rank, &held(self.src, &row.src), &held(self.dst, &row.dst)));
-        self.cache.insert(key, fresh.clone());
-        fresh
-    }
-
-    fn plans(&mut self, rank: usize) -> Result<Vec<Plan>, Verdict> {
-        let mut findings = Findings::default();
-        for (side, n) in [("destination", self.dst.len()), ("source", self.src.len())] {
-            if n > limit::RANKS {
-                findings.add(format!("{side} instance"), "ranks", limit::RANKS, n);
-            }
+        if row.src.iter().all(Option::is_none) {
+            findings.add(subject(), "presence", "present", "absent on every rank");
+            continue;
         }
-        std::mem::take(&mut findings).into_result()?;
-        let Some(own) = self.dst.get(rank).cloned() else {
-            findings.add("destination", "rank", rank, format!("{} ranks", self.dst.len()));
-            return Err(findings.into_result().err().unwrap_or(Verdict { findings: Vec::new() }));
-        };
-        self.check_models(&own, &mut findings);
-        let mut sets: Vec<Vec<CopySet>> = vec![Vec::new(); self.src.len()];
-        for index in own.order() {
-            let Some(tensor) = own.tensors().get(*index as usize) else { continue };
-            let row = self.row(tensor.layer, &tensor.role);
-            let subject = format!("layer {} {}", tensor.layer, tensor.role);
-            let (srcs, dsts) = (held(self.src, &row.src), held(self.dst, &row.dst));
-            let Some(me) = dsts.get(rank).copied().flatten() else { continue };
-            if srcs.iter().all(Option::is_none) {
-                findings.add(&subject, "presence", "present", "absent on every rank");
-                continue;
-            }
-            for s in srcs.iter().flatten() {
-                check_tensor(&subject, me, *s, &mut findings);
-            }
-            match self.assignment(rank, &row).as_ref() {
-                Ok(pieces) => {
-                    for piece in pieces {
-                        if let Some((at, set)) = self.place(rank, &row, piece)
-                            && let Some(list) = sets.get_mut(at)
-                        {
-                            list.push(set);
-                        }
-                    }
-                }
-                Err(gaps) => {
-                    for (field, local, remote) in gaps {
-                        findings.add(&subject, field.clone(), local, remote);
+        if !structure.agrees {
+            check_row(&row, src, own, rank, &mut findings);
+        }
+        match &structure.pieces {
+            Ok(pieces) => {
+                for piece in pieces {
+                    if let (Some(set), Some(list)) =
+                        (place(&row, src, own, rank, piece), sets.get_mut(piece.src_rank as usize))
+                    {
+                        list.push(set);
                     }
                 }
             }
-        }
-        findings.into_result()?;
-        let plan = |(s, sets): (usize, Vec<CopySet>)| {
-            let src = self.src.get(s)?.clone();
-            (!sets.is_empty()).then(|| Plan::new((s as u32, rank as u32), src, own.clone(), sets))
-        };
-        Ok(sets.into_iter().enumerate().filter_map(plan).collect())
-    }
-
-    fn check_models(&self, own: &Layout, findings: &mut Findings) {
-        for s in self.src {
-            if !own.model().is_empty() && !s.model().is_empty() {
-                findings.differ("model", "name", own.model(), s.model());
-            }
-        }
-    }
-
-    /// Places a piece at the offsets of this layer's parts.
-    fn place(&self, rank: usize, row: &Row, piece: &Piece) -> Option<(usize, CopySet)> {
-        let at = piece.src_rank as usize;
-        let tensor = |side: &'a [Arc<Layout>], found: &[Option<usize>], rank: usize| {
-            found.get(rank).copied().flatten().and_then(|i| side.get(rank)?.tensors().get(i))
-        };
-        let (s, d) = (tensor(self.src, &row.src, at)?, tensor(self.dst, &row.dst, rank)?);
-        let (sp, dp) = (s.parts.get(piece.src_part as usize)?, d.parts.get(piece.dst_part as usize)?);
-        let set = CopySet {
-            layer: d.layer,
-            layers: 1,
-            layer_delta: (0, 0),
-            src_group: s.group,
-            dst_group: d.group,
-            src_region: sp.region,
-            dst_region: dp.region,
-            src_offset: sp.offset,
-            dst_offset: dp.offset,
-            src_block_stride: sp.block_stride,
-            dst_block_stride: dp.block_stride,
-            template: piece.template.clone(),
-        };
-        Some((at, set))
-    }
-
-    /// Source ranks that each destination rank reads, from the structures alone.
-    fn readers(&self) -> Vec<Vec<u32>> {
-        let mut names: Vec<(u32, String)> =
-            self.dst.iter().flat_map(|l| l.tensors()).map(|t| (t.layer, t.role.clone())).collect();
-        names.sort();
-        names.dedup();
-        let mut rows: Vec<Row> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
-        for (layer, role) in names {
-            let row = self.row(layer, &role);
-            if seen.insert(row.classes.clone()) {
-                rows.push(row);
-            }
-        }
-        let mut out: Vec<Vec<u32>> = vec![Vec::new(); self.dst.len()];
-        for row in &rows {
-            let (srcs, dsts) = (held(self.src, &row.src), held(self.dst, &row.dst));
-            for (d, list) in out.iter_mut().enumerate() {
-                list.extend(sources(d, &srcs, &dsts));
-            }
-        }
-        for list in &mut out {
-            list.sort_unstable();
-            list.dedup();
-        }
-        out
-    }
-
-    fn acknowledges(&self, rank: usize) -> Vec<(u32, u32)> {
-        let readers = self.readers();
-        let (sources, destinations) = (self.src.len(), self.dst.len());
-        let mut out = Vec::new();
-        for s in 0..sources as u32 {
-            let count = readers.iter().filter(|r| r.binary_search(&s).is_ok()).count();
-            if count == 0 {
-                let share = (s as usize * destinations).checked_div(sources).unwrap_or(0);
-                if share == rank {
-                    out.push((s, 1));
+            Err(gaps) => {
+                for (field, local, remote) in gaps {
+                    findings.add(subject(), field.clone(), local, remote);
                 }
-            } else if readers.get(rank).is_some_and(|r| r.binary_search(&s).is_ok()) {
-                out.push((s, count as u32));
             }
         }
-        out
+    }
+    findings.into_result()?;
+    let plan = |(s, mut sets): (usize, Vec<CopySet>)| {
+        let src = src.get(s)?.clone();
+        join_layers(&mut sets);
+        (!sets.is_empty()).then(|| Plan::new((s as u32, rank as u32), src, own.clone(), sets))
+    };
+    let plans = sets.into_iter().enumerate().filter_map(plan).collect();
+    Ok(Inbound { plans, acknowledges: acknowledges(&readers, rank, dst.len()) })
+}
+
+/// The layout of destination rank `rank`, if the instances are what can be compiled at all.
+fn own<'a>(src: &[Arc<Layout>], dst: &'a [Arc<Layout>], rank: usize) -> Result<&'a Arc<Layout>, Verdict> {
+    let mut findings = Findings::default();
+    for (side, n) in [("destination", dst.len()), ("source", src.len())] {
+        if n > limit::RANKS {
+            findings.add(format!("{side} instance"), "ranks", limit::RANKS, n);
+        }
+    }
+    std::mem::take(&mut findings).into_result()?;
+    dst.get(rank).ok_or_else(|| {
+        findings.add("destination", "rank", rank, format!("{} ranks", dst.len()));
+        findings.into_result().err().unwrap_or(Verdict { findings: Vec::new() })
+    })
+}
+
+fn check_models(src: &[Arc<Layout>], own: &Layout, findings: &mut Findings) {
+    for s in src {
+        if !own.model().is_empty() && !s.model().is_empty() {
+            findings.differ("model", "name", own.model(), s.model());
+        }
     }
 }
 
-fn held<'b>(side: &'b [Arc<Layout>], found: &[Option<usize>]) -> Vec<Option<Held<'b>>> {
-    side.iter()
-        .zip(found)
-        .map(|(l, i)| {
-            let tensor = l.tensors().get((*i)?)?;
-            Some(Held { tensor, group: l.groups().get(tensor.group as usize)? })
-        })
-        .collect()
+/// Compares the rank's tensor with that of every source rank.
+fn check_row(row: &Row<'_>, src: &[Arc<Layout>], own: &Arc<Layout>, rank: usize, findings: &mut Findings) {
+    let subject = format!("layer {} {}", row.layer, row.role);
+    let Some(me) = row.dst.get(rank).and_then(|i| tensor(own, *i)) else { return };
+    for s in held(src, &row.src).into_iter().flatten() {
+        check_tensor(&subject, me, s, findings);
+    }
+}
+
+/// Places a piece at the offsets of this layer's parts.
+fn place(row: &Row<'_>, src: &[Arc<Layout>], own: &Layout, rank: usize, piece: &Piece) -> Option<CopySet> {
+    let at = piece.src_rank as usize;
+    let s = tensor(src.get(at)?, row.src.get(at).copied()?)?.tensor;
+    let d = tensor(own, row.dst.get(rank).copied()?)?.tensor;
+    let (sp, dp) = (s.parts.get(piece.src_part as usize)?, d.parts.get(piece.dst_part as usize)?);
+    Some(CopySet {
+        layer: d.layer,
+        layers: 1,
+        layer_delta: (0, 0),
+        src_group: s.group,
+        dst_group: d.group,
+        src_region: sp.region,
+        dst_region: dp.region,
+        src_offset: sp.offset,
+        dst_offset: dp.offset,
+        src_block_stride: sp.block_stride,
+        dst_block_stride: dp.block_stride,
+        template: piece.template.clone(),
+    })
+}
+
+/// From the readers of every source rank: those that the rank reads, and its share of those that nobody reads.
+fn acknowledges(readers: &[RankSet], rank: usize, destinations: usize) -> Vec<(u32, u32)> {
+    let share = |s: usize| (s * destinations).checked_div(readers.len());
+    let told = |(s, set): (usize, &RankSet)| match set.len() {
+        0 => (share(s) == Some(rank)).then_some((s as u32, 1)),
+        n => set.contains(rank as u32).then_some((s as u32, n as u32)),
+    };
+    readers.iter().enumerate().filter_map(told).collect()
+}
+
+fn held<'a>(side: &'a [Arc<Layout>], found: &[Option<Named>]) -> Vec<Option<Held<'a>>> {
+    side.iter().zip(found).map(|(l, i)| tensor(l, *i)).collect()
+}
+
+fn tensor(layout: &Layout, found: Option<Named>) -> Option<Held<'_>> {
+    let tensor = layout.tensors().get(found?.tensor as usize)?;
+    Some(Held { tensor, group: layout.groups().get(tensor.group as usize)? })
 }
 
 /// Joins layers at equal distances whose runs touch on both sides (cross-layer blocks): walked block by block they

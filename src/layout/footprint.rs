@@ -101,6 +101,26 @@ impl Strided {
     }
 }
 
+/// Whether some stride tells the sets apart: modulo the stride each is one interval, and the intervals lie side by side.
+/// Then no two of them share a byte; otherwise they may or may not.
+pub(crate) fn apart(sets: &[&Strided]) -> bool {
+    sets.first().is_some_and(|first| first.dims.iter().any(|d| apart_modulo(d.stride, sets)))
+}
+
+fn apart_modulo(modulus: u64, sets: &[&Strided]) -> bool {
+    let interval = |s: &&Strided| {
+        let inner = s.dims.iter().filter(|d| !d.stride.is_multiple_of(modulus)).copied().collect();
+        let len = Strided { base: 0, dims: inner, unit: s.unit }.extent()?;
+        (len <= modulus).then_some((s.base.checked_rem(modulus)?, len))
+    };
+    let Some(mut intervals) = sets.iter().map(interval).collect::<Option<Vec<(u64, u64)>>>() else { return false };
+    intervals.sort_unstable();
+    // After the last one comes the first again.
+    let round = intervals.first().map(|(begin, _)| begin.saturating_add(modulus));
+    let next = intervals.iter().skip(1).map(|(begin, _)| *begin).chain(round);
+    intervals.iter().zip(next).all(|((begin, len), next)| begin.saturating_add(*len) <= next)
+}
+
 fn tail_extent(unit: u64, dims: &[Dim]) -> i128 {
     dims.iter().fold(i128::from(unit), |e, d| e + i128::from(d.count.saturating_sub(1)) * i128::from(d.stride))
 }
@@ -190,6 +210,13 @@ mod tests {
             let set: HashSet<u64> = bytes(&a).into_iter().collect();
             let expected = bytes(&b).iter().any(|x| set.contains(x));
             prop_assert_eq!(a.overlaps(&b, &mut 10_000), Some(expected));
+        }
+
+        #[test]
+        fn sets_that_are_apart_share_no_byte(sets in proptest::collection::vec(strided(), 2..4)) {
+            let all: Vec<HashSet<u64>> = sets.iter().map(|s| bytes(s).into_iter().collect()).collect();
+            let shared = (1..all.len()).any(|i| all[..i].iter().any(|a| !a.is_disjoint(&all[i])));
+            prop_assert!(!shared || !apart(&sets.iter().collect::<Vec<_>>()));
         }
 
         #[test]

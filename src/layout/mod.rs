@@ -13,6 +13,7 @@
 //! No I/O, no clock, no unsafe code; arithmetic is checked and nothing indexes out of bounds.
 
 mod assign;
+mod boxes;
 mod check;
 mod compile;
 mod element;
@@ -24,10 +25,13 @@ mod json;
 pub mod model;
 mod plan;
 mod proof;
+mod ranks;
 mod request;
+mod rows;
 mod segment;
 mod shape;
 mod stage;
+mod template;
 mod validate;
 mod verdict;
 

@@ -8,7 +8,8 @@
 //! - *containment*: every coordinate of a cut lies inside both parts, and a valid layout keeps its parts inside their
 //!   regions ([`cut`]).
 
-use super::assign::{Cell, Choice};
+use super::assign::Choice;
+use super::boxes::{Cell, interval, meet, widest};
 use super::plan::{Cut, Shape};
 use super::segment::{Segments, TokenMap};
 use super::shape::Part;
@@ -37,19 +38,24 @@ pub(crate) fn tokens(assigned: u64, segments: &Segments, map: TokenMap) -> Resul
 /// The cells are pairwise disjoint, inside the bounds, and fill them.
 pub(crate) fn partition(bounds: &Cell, choices: &[Choice]) -> Result<(), String> {
     let volume = |c: &Cell| c.iter().fold(1u128, |v, (_, n)| v.saturating_mul(u128::from(*n)));
+    let axis = widest(choices.iter().map(|c| &c.cell));
+    let mut cells: Vec<&Cell> = choices.iter().map(|c| &c.cell).collect();
+    cells.sort_by_key(|c| interval(c, axis));
     let mut total = 0u128;
-    for (i, a) in choices.iter().enumerate() {
-        let inside = a.cell.len() == bounds.len()
-            && a.cell.iter().zip(bounds).all(|((b, n), (bb, bn))| bb <= b && b + n <= bb + bn);
+    for (i, a) in cells.iter().enumerate() {
+        let inside =
+            a.len() == bounds.len() && a.iter().zip(bounds).all(|((b, n), (bb, bn))| bb <= b && b + n <= bb + bn);
         if !inside {
-            return Err(format!("cell {:?} leaves {bounds:?}", a.cell));
+            return Err(format!("cell {a:?} leaves {bounds:?}"));
         }
-        for b in choices.iter().take(i) {
-            if a.cell.iter().zip(&b.cell).all(|((x, n), (y, m))| *x < y + m && *y < x + n) {
-                return Err(format!("cells {:?} and {:?} overlap", a.cell, b.cell));
+        let (_, end) = interval(a, axis);
+        let later = cells.get(i + 1..).unwrap_or(&[]).iter().take_while(|b| interval(b, axis).0 < end);
+        for b in later {
+            if meet(a, b) {
+                return Err(format!("cells {b:?} and {a:?} overlap"));
             }
         }
-        total = total.saturating_add(volume(&a.cell));
+        total = total.saturating_add(volume(a));
     }
     if total != volume(bounds) {
         return Err(format!("{total} of {} elements of {bounds:?} are covered", volume(bounds)));

@@ -2,9 +2,10 @@
 
 use super::limit;
 use super::shape::{ContextParallel, Group, GroupKind, Part};
+use std::collections::BTreeSet;
 
 /// Where a global token lives on one side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TokenMap {
     pub slots: bool,
     pub block: u64,
@@ -138,4 +139,31 @@ pub(crate) fn segments(dst: TokenMap, forms: &[TokenMap]) -> Option<Segments> {
         t = next;
     }
     Some(Segments { period, list })
+}
+
+/// The context-parallel ranks that own the same tokens: one of the destination's, and one of every source form. `None`
+/// only where no rank of the destination has [`segments`].
+pub(crate) fn owners(dst: TokenMap, forms: &[TokenMap]) -> Option<BTreeSet<(u32, Vec<u32>)>> {
+    let maps = std::iter::once(&dst).chain(forms);
+    let spread: Vec<ContextParallel> = maps.map(|m| m.context).filter(|c| c.size > 1).collect();
+    let mut period = 1;
+    for c in &spread {
+        period = lcm(period, u64::from(c.interleave).checked_mul(u64::from(c.size))?)?;
+    }
+    let mut out = BTreeSet::new();
+    let (mut t, mut steps) = (0u64, 0usize);
+    while t < period {
+        steps = steps.saturating_add(1);
+        if steps > limit::SEGMENTS.saturating_mul(dst.context.size as usize) {
+            return None;
+        }
+        let owner = |m: &TokenMap| m.place(t).map(|p| p.owner);
+        out.insert((owner(&dst)?, forms.iter().map(owner).collect::<Option<Vec<u32>>>()?));
+        let ends = spread.iter().map(|c| {
+            let chunk = u64::from(c.interleave);
+            t.checked_sub(t.checked_rem(chunk)?)?.checked_add(chunk)
+        });
+        t = ends.min().unwrap_or(Some(period))?;
+    }
+    Some(out)
 }

@@ -204,12 +204,20 @@ pub struct LayoutDesc {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     desc: LayoutDesc,
-    /// Tensor indices by (layer, role).
-    order: Vec<u32>,
-    /// Per tensor: index of the first tensor of the same structure (all but layer, regions and offsets).
-    classes: Vec<u32>,
+    /// All tensors by (layer, role).
+    order: Vec<Named>,
     /// Pairs of groups whose tensors share bytes.
     aliases: Vec<Alias>,
+}
+
+/// A tensor by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub layer: u32,
+    /// Its index.
+    pub tensor: u32,
+    /// Index of the first tensor of the same structure: all but layer, regions and offsets. It has the same role.
+    pub class: u32,
 }
 
 /// Two groups that read the same bytes in different ways (dual-purpose pages). One pair of groups has an alias for every
@@ -236,11 +244,11 @@ impl Layout {
     /// [`Status::Limit`](crate::error::Status::Limit); the message lists every contradiction found.
     pub fn new(desc: LayoutDesc) -> Result<Layout> {
         let aliases = validate::validate(&desc)?;
-        let mut order: Vec<u32> = (0..desc.tensors.len() as u32).collect();
-        let key = |i: &u32| desc.tensors.get(*i as usize).map(|t| (t.layer, t.role.as_str()));
-        order.sort_by(|a, b| key(a).cmp(&key(b)));
-        let classes = classes(&desc);
-        Ok(Layout { desc, order, classes, aliases })
+        let numbered = desc.tensors.iter().zip(0..).zip(classes(&desc));
+        let mut order: Vec<Named> =
+            numbered.map(|((t, tensor), class)| Named { layer: t.layer, tensor, class }).collect();
+        order.sort_by(|a, b| name(&desc, a).cmp(&name(&desc, b)));
+        Ok(Layout { desc, order, aliases })
     }
 
     /// The description it was made from.
@@ -277,27 +285,23 @@ impl Layout {
 
     /// The tensor of this name.
     pub fn find(&self, layer: u32, role: &str) -> Option<&Tensor> {
-        self.find_index(layer, role).and_then(|i| self.desc.tensors.get(i))
+        let at = self.order.binary_search_by(|n| name(&self.desc, n).cmp(&(layer, role))).ok()?;
+        self.order.get(at).and_then(|n| self.desc.tensors.get(n.tensor as usize))
     }
 
-    pub(crate) fn find_index(&self, layer: u32, role: &str) -> Option<usize> {
-        let name = |i: &u32| self.desc.tensors.get(*i as usize).map(|t| (t.layer, t.role.as_str()));
-        let at = self.order.binary_search_by(|i| name(i).cmp(&Some((layer, role)))).ok()?;
-        self.order.get(at).map(|i| *i as usize)
-    }
-
-    /// Tensor indices ordered by (layer, role).
-    pub(crate) fn order(&self) -> &[u32] {
-        &self.order
-    }
-
-    pub(crate) fn class(&self, tensor: usize) -> u32 {
-        self.classes.get(tensor).copied().unwrap_or(u32::MAX)
+    /// The tensor at a position of the order by (layer, role), with its name.
+    pub(crate) fn nth(&self, at: usize) -> Option<((u32, &str), Named)> {
+        self.order.get(at).map(|n| (name(&self.desc, n), *n))
     }
 
     pub(crate) fn aliases(&self) -> &[Alias] {
         &self.aliases
     }
+}
+
+/// The role is read from the first tensor of the structure: whoever walks many layouts touches less memory.
+fn name<'a>(desc: &'a LayoutDesc, named: &Named) -> (u32, &'a str) {
+    (named.layer, desc.tensors.get(named.class as usize).map_or("", |t| t.role.as_str()))
 }
 
 /// Gives tensors of equal structure the same number.
