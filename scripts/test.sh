@@ -1,22 +1,40 @@
 #!/bin/sh
-# Runs every test and ends with one line that counts them all.
+# Runs every test and ends with one line that counts them all. The bindings are tested with what `make prefix` installed.
+#
+# Arguments go to cargo test, and leave the bindings out.
 set -u
 
-log="${CARGO_TARGET_DIR:-target}/test.log"
-mkdir -p "$(dirname "$log")"
-status="$log.status"
-{ cargo test --no-fail-fast --lib --tests "$@" 2>&1; echo $? >"$status"; } | tee "$log"
-code=$(cat "$status")
+root=$(cd "$(dirname "$0")/.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+log=$target/test.log
+mkdir -p "$target"
+: >"$log"
+failed=0
+
+# A pipe would hide the exit status.
+part() {
+    echo "== $1" | tee -a "$log"
+    shift
+    { "$@" 2>&1; echo $? >"$log.status"; } | tee -a "$log"
+    [ "$(cat "$log.status")" = 0 ] || failed=1
+}
+
+part "Rust, C and C++" cargo test --no-fail-fast --lib --tests "$@"
+if [ $# = 0 ]; then
+    part Python env KVLINK_BUILD_LIBRARY="$target/prefix/lib/libkvlink.so" sh "$root/scripts/test-python.sh"
+    part Go env PKG_CONFIG_PATH="$target/prefix/lib/pkgconfig" sh "$root/scripts/test-go.sh"
+fi
 
 awk '
-    /^test result: / {
-        for (i = 1; i <= NF; i++) {
+    /^test result: / || /^(Python|Go): [0-9]+ passed, / {
+        for (i = 2; i <= NF; i++) {
             if ($i ~ /^passed/) passed += $(i - 1)
             if ($i ~ /^failed/) failed += $(i - 1)
-            if ($i ~ /^ignored/) ignored += $(i - 1)
+            if ($i ~ /^(ignored|skipped)/) skipped += $(i - 1)
         }
     }
-    /^SKIPPED: / { skipped++; print }
-    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, ignored + skipped }
+    /^== (Python|Go)$/ { own = 1 }
+    /^SKIPPED: / { if (!own) skipped++; print }
+    END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped }
 ' "$log"
-exit "$code"
+exit $failed

@@ -1,10 +1,14 @@
 //! The C ABI, tested from C against the built shared library: plainly, under the sanitizers and under valgrind; and what
 //! the library looks like to a linker.
 
+#[allow(dead_code, reason = "other tests look for more")]
+mod tools;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::OnceLock;
+use tools::{output, root, skip, succeed};
 
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 
@@ -12,26 +16,11 @@ const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 const PROGRAMS: [&str; 9] =
     ["arguments", "events", "handles", "layout", "panic", "process", "status", "threads", "transfer"];
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 /// A directory of our own below target.
 fn out() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("c-abi");
     std::fs::create_dir_all(&dir).unwrap();
     dir
-}
-
-fn run(command: &mut Command) -> Output {
-    command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"))
-}
-
-fn expect_success(command: &mut Command) -> String {
-    let output = run(command);
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
-    stdout.into_owned()
 }
 
 /// A directory with a freshly built library under both its names: "default", or "hooks" with the feature test-hooks.
@@ -44,7 +33,7 @@ fn library(kind: &str) -> PathBuf {
             cargo.current_dir(root()).args(["build", "--lib"]).args(features).arg("--target-dir").arg(&target);
             // What this build was started with must not choose another place or another target for that one.
             cargo.env_remove("CARGO_BUILD_TARGET").env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
-            expect_success(&mut cargo);
+            succeed(&mut cargo);
             let dir = target.join(kind);
             std::fs::create_dir_all(&dir).unwrap();
             for name in ["libkvlink.so", "libkvlink.so.0"] {
@@ -65,18 +54,12 @@ fn compile(program: &str, variant: &str, flags: &[&str]) -> PathBuf {
     cc.current_dir(root()).arg("-std=c99").args(STRICT).args(["-g", "-O1", "-pthread"]).args(flags);
     cc.args(["-Iinclude", "-Itests/c"]).arg(format!("tests/c/{program}.c")).arg("tests/c/support.c");
     cc.arg("-o").arg(&exe).arg(lib.join("libkvlink.so")).arg(format!("-Wl,-rpath,{}", lib.display()));
-    expect_success(&mut cc);
+    succeed(&mut cc);
     exe
 }
 
-/// A tool that is not there is said, not passed over: CI installs all of them (scripts/setup.sh).
-fn skip(what: &str) {
-    assert!(std::env::var_os("CI").is_none(), "{what}: must be there in CI");
-    println!("SKIPPED: {what}");
-}
-
 fn plain(program: &str) {
-    let text = expect_success(Command::new(compile(program, "plain", &[])).env("RUST_BACKTRACE", "0"));
+    let text = succeed(Command::new(compile(program, "plain", &[])).env("RUST_BACKTRACE", "0"));
     assert!(text.contains("... ok"), "{program} has run no test:\n{text}");
 }
 
@@ -88,7 +71,7 @@ fn sanitized(program: &str) {
     let have = *HAVE.get_or_init(|| {
         let source = out().join("empty.c");
         std::fs::write(&source, "int main(void) { return 0; }\n").unwrap();
-        let built = run(Command::new("cc").args(flags).arg(&source).arg("-o").arg(out().join("empty")));
+        let built = output(Command::new("cc").args(flags).arg(&source).arg("-o").arg(out().join("empty")));
         built.status.success()
     });
     if !have {
@@ -96,7 +79,7 @@ fn sanitized(program: &str) {
     }
     let mut command = Command::new(compile(program, "asan", &flags));
     command.env("RUST_BACKTRACE", "0").env("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0:exitcode=99");
-    expect_success(&mut command);
+    succeed(&mut command);
 }
 
 fn valgrind(program: &str) {
@@ -108,7 +91,7 @@ fn valgrind(program: &str) {
     command.args(["--fair-sched=try", "--num-callers=30"]);
     command.arg(format!("--suppressions={}", root().join("tests/c/valgrind.supp").display()));
     command.arg(compile(program, "valgrind", &[])).env("RUST_BACKTRACE", "0");
-    expect_success(&mut command);
+    succeed(&mut command);
 }
 
 macro_rules! programs {
@@ -151,7 +134,7 @@ fn the_header_compiles_alone_as_c99_and_cpp11() {
         let mut command = Command::new(compiler);
         let prototypes: &[&str] = if compiler == "cc" { &["-Wno-strict-prototypes"] } else { &[] };
         command.current_dir(root()).arg(standard).args(STRICT).args(prototypes);
-        expect_success(command.args(["-Iinclude", "-fsyntax-only"]).arg(&source));
+        succeed(command.args(["-Iinclude", "-fsyntax-only"]).arg(&source));
     }
 }
 
@@ -177,7 +160,7 @@ fn declared() -> BTreeSet<String> {
 
 fn exported(kind: &str) -> BTreeSet<String> {
     let lib = library(kind).join("libkvlink.so");
-    let text = expect_success(Command::new("nm").args(["-D", "--defined-only"]).arg(lib));
+    let text = succeed(Command::new("nm").args(["-D", "--defined-only"]).arg(lib));
     text.lines().filter_map(|l| l.split_whitespace().last()).map(ToString::to_string).collect()
 }
 
@@ -203,7 +186,7 @@ fn only_test_builds_export_the_hooks() {
 #[test]
 fn the_library_has_its_name_and_needs_the_system_alone() {
     let lib = library("default").join("libkvlink.so");
-    let text = expect_success(Command::new("readelf").arg("-d").arg(lib));
+    let text = succeed(Command::new("readelf").arg("-d").arg(lib));
     let named = |what: &str| -> Vec<String> {
         let lines = text.lines().filter(|l| l.contains(what));
         lines.filter_map(|l| Some(l.split_once('[')?.1.split_once(']')?.0.to_string())).collect()
@@ -264,7 +247,7 @@ structs! {
     kvlink_agent_config_t {
         struct_size, rank, ranks, allow_remote, instance, listen, advertise, leader, require_transport, host_disable,
         heartbeat_ms, heartbeat_misses, handshake_timeout_ms, transfer_timeout_ms, lease_ms, max_transfers, max_offers,
-        max_accepts, max_peers, max_events, reserved,
+        max_accepts, max_peers, max_events, join_timeout_ms,
     }
     kvlink_statistics_t { struct_size, reserved, bytes, spans, transfers, failures }
     kvlink_offer_t { struct_size, lease_ms, request, blocks, num_blocks, tokens, user_data }
@@ -315,8 +298,8 @@ fn structs_have_the_same_layout_in_c_and_in_rust() {
     std::fs::write(&file, source).unwrap();
     let mut cc = Command::new("cc");
     cc.current_dir(root()).arg("-std=c99").args(STRICT).arg("-Iinclude").arg(&file).arg("-o").arg(&exe);
-    expect_success(&mut cc);
-    let text = expect_success(&mut Command::new(exe));
+    succeed(&mut cc);
+    let text = succeed(&mut Command::new(exe));
     let mut c: Vec<&str> = text.lines().collect();
     let rust = in_rust();
     let mut rust: Vec<&str> = rust.iter().map(String::as_str).collect();

@@ -1,10 +1,12 @@
 //! The C++ layer: complete, clean under two compilers and two standards with and without exceptions, and does what it says.
 
 mod programs;
+mod tools;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
+use tools::{all_here, output, root, skip, succeed};
 
 const STRICT: [&str; 6] = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"];
 const COMPILERS: [&str; 2] = ["g++", "clang++"];
@@ -14,10 +16,6 @@ const MODES: [(&str, &[&str]); 2] =
 
 /// Every test program in tests/cpp.
 const PROGRAMS: [&str; 3] = ["layout", "transfer", "values"];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 /// A directory of our own below target, with the library that this test was built with under both its names.
 fn out(name: &str) -> PathBuf {
@@ -32,31 +30,6 @@ fn out(name: &str) -> PathBuf {
     dir
 }
 
-fn run(command: &mut Command) -> Output {
-    command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"))
-}
-
-fn expect_success(command: &mut Command) -> String {
-    let output = run(command);
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{stdout}\n{stderr}", output.status);
-    stdout.into_owned()
-}
-
-/// A tool that is not there is said, not passed over: CI installs all of them (scripts/setup.sh).
-fn skip(what: &str) {
-    assert!(std::env::var_os("CI").is_none(), "{what}: must be there in CI");
-    println!("SKIPPED: {what}");
-}
-
-fn have(compiler: &str) -> bool {
-    let have = Command::new(compiler).arg("--version").output().is_ok();
-    if !have {
-        skip(&format!("{compiler} is missing"));
-    }
-    have
-}
-
 fn compiler(name: &str, flags: &[&str]) -> Command {
     let mut command = Command::new(name);
     command.current_dir(root()).args(["-Iinclude", "-pthread"]).args(STRICT).args(flags);
@@ -66,7 +39,7 @@ fn compiler(name: &str, flags: &[&str]) -> Command {
 fn link(mut compile: Command, sources: &[PathBuf], dir: &Path, name: &str) -> PathBuf {
     let exe = dir.join(name);
     compile.args(sources).arg("-L").arg(dir).args(["-lkvlink", "-Wl,-rpath,$ORIGIN", "-o"]).arg(&exe);
-    expect_success(&mut compile);
+    succeed(&mut compile);
     exe
 }
 
@@ -78,7 +51,7 @@ fn source(path: &str) -> PathBuf {
 fn compiles(dir: &Path, text: &str) -> Result<(), String> {
     let file = dir.join("snippet.cpp");
     std::fs::write(&file, format!("#include <kvlink.hpp>\n{text}\n")).unwrap();
-    let output = run(compiler("g++", &["-std=c++17", "-fsyntax-only"]).arg(file));
+    let output = output(compiler("g++", &["-std=c++17", "-fsyntax-only"]).arg(file));
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
@@ -95,7 +68,7 @@ fn headers() -> Vec<String> {
 }
 
 fn programs_run(compiler_name: &str, standard: &str) {
-    if !have(compiler_name) {
+    if !all_here(&[compiler_name]) {
         return;
     }
     for (mode, flags) in MODES {
@@ -103,7 +76,7 @@ fn programs_run(compiler_name: &str, standard: &str) {
         for program in PROGRAMS {
             let compile = compiler(compiler_name, &[&[standard], flags].concat());
             let exe = link(compile, &[source(&format!("tests/cpp/{program}.cpp"))], &dir, program);
-            let text = expect_success(&mut Command::new(exe));
+            let text = succeed(&mut Command::new(exe));
             let runs =
                 std::fs::read_to_string(source(&format!("tests/cpp/{program}.cpp"))).unwrap().matches("RUN(").count();
             assert_eq!(text.matches("... ok").count(), runs, "{program} has not run all tests:\n{text}");
@@ -138,12 +111,12 @@ fn programs_are_clean_under_the_sanitizers() {
         ["-std=c++17", "-g", "-O1", "-DKVLINK_EXCEPTIONS", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
     let empty = dir.join("empty.cpp");
     std::fs::write(&empty, "int main() {}\n").unwrap();
-    if !run(compiler("g++", &flags).arg(&empty).arg("-o").arg(dir.join("empty"))).status.success() {
+    if !output(compiler("g++", &flags).arg(&empty).arg("-o").arg(dir.join("empty"))).status.success() {
         return skip("libasan or libubsan is missing: g++ -fsanitize=address,undefined does not link");
     }
     for program in PROGRAMS {
         let exe = link(compiler("g++", &flags), &[source(&format!("tests/cpp/{program}.cpp"))], &dir, program);
-        expect_success(Command::new(exe).env("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0:exitcode=99"));
+        succeed(Command::new(exe).env("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0:exitcode=99"));
     }
 }
 
@@ -161,8 +134,8 @@ fn every_header_compiles_alone() {
         let file = dir.join("alone.cpp");
         std::fs::write(&file, format!("#include <{header}>\n#include <{header}>\n")).unwrap();
         for (name, standard) in COMPILERS.iter().zip(STANDARDS) {
-            if have(name) {
-                expect_success(compiler(name, &[standard, "-fsyntax-only"]).arg(&file));
+            if all_here(&[name]) {
+                succeed(compiler(name, &[standard, "-fsyntax-only"]).arg(&file));
             }
         }
     }
@@ -180,12 +153,12 @@ fn units_of_unlike_standards_and_modes_link() {
     std::fs::write(dir.join("b.cpp"), unit("b") + "int a();\nint main() { return a() + b(); }\n").unwrap();
     let object = |name: &str, flags: &[&str]| {
         let object = dir.join(name).with_extension("o");
-        expect_success(compiler("g++", flags).arg("-c").arg(dir.join(name)).arg("-o").arg(&object));
+        succeed(compiler("g++", flags).arg("-c").arg(dir.join(name)).arg("-o").arg(&object));
         object
     };
     let a = object("a.cpp", &["-std=c++17", "-fno-exceptions"]);
     let b = object("b.cpp", &["-std=c++20", "-DKVLINK_EXCEPTIONS"]);
-    expect_success(&mut Command::new(link(compiler("g++", &[]), &[a, b], &dir, "units")));
+    succeed(&mut Command::new(link(compiler("g++", &[]), &[a, b], &dir, "units")));
 }
 
 #[test]
@@ -236,7 +209,7 @@ fn the_example_of_the_document_compiles() {
     let given = "std::string_view json, void* cache, std::size_t cache_bytes, kvlink::PeerId peer, std::string_view ticket, \
                  const std::vector<std::uint32_t>& ids, int timeout_ms, void (*resume_request)()";
     std::fs::write(&file, format!("#include <kvlink.hpp>\nvoid f({given})\n{{\n{code}}}\n")).unwrap();
-    expect_success(compiler("g++", &["-std=c++17", "-DKVLINK_EXCEPTIONS", "-fsyntax-only"]).arg(file));
+    succeed(compiler("g++", &["-std=c++17", "-DKVLINK_EXCEPTIONS", "-fsyntax-only"]).arg(file));
 }
 
 #[test]
@@ -250,7 +223,7 @@ fn the_missing_value_of_a_result_ends_the_program() {
     ] {
         let file = dir.join(name).with_extension("cpp");
         std::fs::write(&file, format!("#include <kvlink.hpp>\nint main() {{ {misuse} }}\n")).unwrap();
-        let output = run(&mut Command::new(link(compiler("g++", &["-std=c++17"]), &[file], &dir, name)));
+        let output = output(&mut Command::new(link(compiler("g++", &["-std=c++17"]), &[file], &dir, name)));
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && text.starts_with("kvlink: ") && text.contains(says), "{name}: {text}");
     }
@@ -265,7 +238,7 @@ fn every_function_is_called_through_the_layer() {
         let text = std::fs::read_to_string(&file).unwrap();
         assert!(!text.contains("kvlink_"), "{program}.cpp goes past the layer");
         let exe = link(compiler("g++", &["-std=c++17"]), &[file], &dir, program);
-        let symbols = expect_success(Command::new("nm").args(["-D", "--undefined-only"]).arg(exe));
+        let symbols = succeed(Command::new("nm").args(["-D", "--undefined-only"]).arg(exe));
         called.extend(symbols.split_whitespace().filter(|w| w.starts_with("kvlink_")).map(ToString::to_string));
     }
     let list = std::fs::read_to_string(source("abi/kvlink.symbols")).unwrap();
@@ -345,7 +318,7 @@ fn descriptions_mean_the_same_in_c() {
     let mut cc = Command::new("cc");
     cc.current_dir(root()).args(["-std=c99", "-Iinclude", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]);
     let line = |exe: PathBuf| {
-        let text = expect_success(&mut Command::new(exe));
+        let text = succeed(&mut Command::new(exe));
         text.lines().find(|l| l.starts_with("LAYOUT {")).unwrap_or_else(|| panic!("{text}")).to_string()
     };
     let c = line(link(cc, &[source("tests/cpp/layout_twin.c")], &dir, "c"));
@@ -362,7 +335,7 @@ fn example(dir: &Path, name: &str) -> PathBuf {
 #[test]
 fn the_minimal_example_moves_its_bytes() {
     let program = example(&out("minimal"), "minimal");
-    assert_eq!(expect_success(&mut Command::new(program)), "all bytes are right\n");
+    assert_eq!(succeed(&mut Command::new(program)), "all bytes are right\n");
 }
 
 #[test]
@@ -392,7 +365,7 @@ fn the_cost_programs_print_three_figures() {
         link(compiler("g++", &["-std=c++17", "-O2"]), &[source("benches/bindings/cost.cpp")], &dir, "cpp"),
     ];
     for program in programs {
-        let text = expect_success(&mut Command::new(program));
+        let text = succeed(&mut Command::new(program));
         let figures: Vec<(&str, f64)> =
             text.lines().map(|l| l.split_once(' ').unwrap()).map(|(n, v)| (n, v.parse().unwrap())).collect();
         assert_eq!(figures.iter().map(|(n, _)| *n).collect::<Vec<_>>(), ["call", "poll", "blocks"]);

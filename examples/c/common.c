@@ -17,7 +17,7 @@ void check(kvlink_status_t status, const char *call)
     if (status == KVLINK_OK)
         return;
     (void)kvlink_last_error(text, sizeof text, NULL);
-    fail("%s: %s (%d): %s", call, kvlink_status_text(status), (int)status, text);
+    fail("%s: %s", call, text);
 }
 
 void fail(const char *format, ...)

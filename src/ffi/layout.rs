@@ -191,7 +191,7 @@ sized!(kvlink_layout_desc_t);
 ///
 /// The description is copied; nothing of it is kept. Any thread.
 ///
-/// Errors: KVLINK_E_INVALID_LAYOUT (the message lists all contradictions), KVLINK_E_LIMIT, KVLINK_E_UNKNOWN_ENUM,
+/// Errors: KVLINK_E_INVALID_LAYOUT (the message lists the contradictions, the first 16 of many), KVLINK_E_LIMIT, KVLINK_E_UNKNOWN_ENUM,
 /// KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvlink_layout_create(

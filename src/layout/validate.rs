@@ -6,23 +6,29 @@ use super::shape::{Alias, Group, GroupKind, LayoutDesc, Page, Part, Reach, Tenso
 use crate::error::{Error, Result, Status};
 use std::collections::{BTreeMap, HashSet};
 
-/// Everything found wrong, up to a readable number.
-struct Problems(Vec<String>);
+/// What is found wrong: a readable number of texts, and how many more there are.
+#[derive(Default)]
+struct Problems {
+    shown: Vec<String>,
+    more: u64,
+}
 
 impl Problems {
     fn add(&mut self, text: String) {
-        self.0.push(text);
+        const SHOWN: usize = 16;
+        match self.shown.len() < SHOWN {
+            true => self.shown.push(text),
+            false => self.more = self.more.saturating_add(1),
+        }
     }
 
     fn into_result(self) -> Result<()> {
-        const SHOWN: usize = 16;
-        if self.0.is_empty() {
+        if self.shown.is_empty() {
             return Ok(());
         }
-        let more = self.0.len().saturating_sub(SHOWN);
-        let mut text = self.0.iter().take(SHOWN).cloned().collect::<Vec<_>>().join("; ");
-        if more > 0 {
-            text.push_str(&format!("; and {more} more"));
+        let mut text = self.shown.join("; ");
+        if self.more > 0 {
+            text.push_str(&format!("; and {} more", self.more));
         }
         Err(Error::new(Status::InvalidLayout, text))
     }
@@ -38,7 +44,7 @@ struct Placed<'a> {
 
 pub(crate) fn validate(desc: &LayoutDesc) -> Result<Vec<Alias>> {
     limits(desc)?;
-    let mut problems = Problems(Vec::new());
+    let mut problems = Problems::default();
     for (i, g) in desc.groups.iter().enumerate() {
         group(i, g, &mut problems);
     }
@@ -51,7 +57,7 @@ pub(crate) fn validate(desc: &LayoutDesc) -> Result<Vec<Alias>> {
     }
     problems.into_result()?;
 
-    let mut problems = Problems(Vec::new());
+    let mut problems = Problems::default();
     let mut placed = Vec::new();
     for t in &desc.tensors {
         for p in &t.parts {
@@ -352,7 +358,7 @@ mod tests {
 
     /// Pairs of parts that only an overlap test of their own can tell apart.
     fn pairs_to_compare(desc: &LayoutDesc) -> usize {
-        let mut problems = Problems(Vec::new());
+        let mut problems = Problems::default();
         let parts = desc.tensors.iter().flat_map(|t| t.parts.iter().map(move |p| (t, p)));
         let placed: Vec<Placed<'_>> = parts.filter_map(|(t, p)| place(desc, t, p, &mut problems)).collect();
         let mut order: Vec<&Placed<'_>> = placed.iter().collect();

@@ -241,7 +241,7 @@ impl Endpoint {
             JobOwner::Read { transfer, part } => self.read_job_ended(transfer, part, end, count),
             JobOwner::Write { transfer, part } => self.write_job_ended(now, transfer, part, end, count),
             JobOwner::Serve { conn, op } => self.served_job_ended(conn, op, end),
-            JobOwner::Sink { accept, op } => self.sink_job_ended(accept, op, end),
+            JobOwner::Sink { accept, op } => self.sink_job_ended(accept, op, end, count),
         }
     }
 

@@ -39,6 +39,7 @@ struct Op {
     /// Pulled: counts once the source has confirmed that it still held it.
     pulled: bool,
     bytes: u64,
+    spans: u64,
     range: Range,
     last: bool,
     aux: Vec<u8>,
@@ -60,6 +61,7 @@ pub(super) struct Accept {
     producers: BTreeMap<u32, Producer>,
     aux: Vec<u8>,
     bytes: u64,
+    spans: u64,
     failure: Option<Error>,
     quarantined: bool,
 }
@@ -125,6 +127,7 @@ impl Endpoint {
             producers: BTreeMap::new(),
             aux: Vec::new(),
             bytes: 0,
+            spans: 0,
             failure: None,
             quarantined: false,
         });
@@ -259,12 +262,12 @@ impl Endpoint {
         let index = a.ops.len();
         let pulled = pull && !spans.is_empty();
         let (last, aux) = (w.last, w.aux);
-        a.ops.push(Some(Op { conn, op: w.op, rank, job: None, pulled, bytes: 0, range, last, aux }));
+        a.ops.push(Some(Op { conn, op: w.op, rank, job: None, pulled, bytes: 0, spans: 0, range, last, aux }));
         self.accepts.by_op.insert((conn, w.op), (id, index));
         if pull && spans.is_empty() {
             self.give_spans(spans);
             let end = JobEnd { result: Ok(()), bytes: 0, spans: Vec::new(), quiescent: true, held: false };
-            self.sink_job_ended(id, index, end);
+            self.sink_job_ended(id, index, end, 0);
             return Ok(());
         }
         let job = self.new_job(JobOwner::Sink { accept: id, op: index });
@@ -282,12 +285,12 @@ impl Endpoint {
         Ok(())
     }
 
-    pub(super) fn sink_job_ended(&mut self, id: Id, index: usize, end: JobEnd) {
+    pub(super) fn sink_job_ended(&mut self, id: Id, index: usize, end: JobEnd, spans: u64) {
         let Some(a) = self.accepts.slab.get_mut(id) else { return };
         a.quarantined |= !end.quiescent;
         let failure = a.failure.clone();
         let Some(op) = a.ops.get_mut(index).and_then(Option::as_mut) else { return };
-        (op.job, op.bytes) = (None, end.bytes);
+        (op.job, op.bytes, op.spans) = (None, end.bytes, spans);
         let (conn, number, pulled) = (op.conn, op.op, op.pulled);
         let result = end.result.and(failure.map_or(Ok(()), Err));
         self.write_done(conn, number, &result, end.bytes);
@@ -324,6 +327,7 @@ impl Endpoint {
         match result {
             Ok(()) => {
                 a.bytes = a.bytes.saturating_add(op.bytes);
+                a.spans = a.spans.saturating_add(op.spans);
                 if let Some(plan) = plan {
                     producer.coverage.add(plan.layers().into_iter().map(|(l, _)| l), &op.range);
                 }
@@ -418,6 +422,7 @@ impl Endpoint {
             peer: a.peer.map_or(0, |p| p.0),
             user_data: a.args.user_data,
             bytes: a.bytes,
+            spans: a.spans,
             payload: std::mem::take(&mut a.aux),
             ..Event::new(EventKind::Received, Status::Ok)
         };

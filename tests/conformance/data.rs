@@ -141,6 +141,7 @@ pub fn write(t: Transport, case: &Case) {
     let one = |r: &Rank| {
         let e = r.good(EventKind::Received);
         assert_eq!((e.user_data, e.payload.as_slice()), (5, &b"logits"[..]));
+        assert_eq!(e.spans > 0, e.bytes > 0, "{} spans", e.spans);
         e.bytes
     };
     let bytes: Vec<u64> = s.dst.iter().map(one).collect();

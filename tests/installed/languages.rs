@@ -2,7 +2,7 @@
 //! written layer by layer, between processes, and every byte is checked by the demo's driver.
 
 use crate::prefix::{Prefix, cargo_target, clean, copy, fresh, prefix};
-use crate::tools::{all_here, root, skip, succeed};
+use crate::tools::{all_here, root, succeed};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};

@@ -54,6 +54,7 @@ class Received(NamedTuple):
     """What arrived for an accept, with the side payload of the last write."""
 
     nbytes: int
+    spans: int
     payload: bytes
 
 

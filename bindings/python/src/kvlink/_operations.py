@@ -202,4 +202,4 @@ class Accept(Operation[Received]):
     """Blocks that a peer writes to; ended when all bytes have arrived, or never will."""
 
     def _outcome(self, event: Event) -> Received:
-        return Received(event.nbytes, event.payload)
+        return Received(event.nbytes, event.spans, event.payload)
