@@ -50,8 +50,9 @@ tsan: setup
 		--target-dir target/tsan --lib agent::
 
 # Speed, every figure beside its reference from the same run.
-bench: setup
+bench: prefix
 	$(CARGO) bench
+	@sh scripts/bench-bindings.sh
 
 # Coverage-guided fuzzing of every decoder; needs a nightly toolchain and cargo-fuzz. A short run is part of `make test`.
 fuzz: setup
