@@ -1400,7 +1400,7 @@ const char *kvlink_status_text(int32_t status);
  *
  * The description is copied; nothing of it is kept. Any thread.
  *
- * Errors: KVLINK_E_INVALID_LAYOUT (the message lists all contradictions), KVLINK_E_LIMIT, KVLINK_E_UNKNOWN_ENUM,
+ * Errors: KVLINK_E_INVALID_LAYOUT (the message lists the contradictions, the first 16 of many), KVLINK_E_LIMIT, KVLINK_E_UNKNOWN_ENUM,
  * KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE.
  */
 kvlink_status_t kvlink_layout_create(const struct kvlink_layout_desc_t *desc,
