@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, Status};
 use crate::proto;
 use crate::transport::host::HostOptions;
+use crate::transport::nixl::NixlOptions;
 
 /// Which transport must be in effect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,7 +11,7 @@ pub enum Require {
     /// The best that works.
     #[default]
     Any,
-    /// One whose report begins with this text ("host/shm", "host"): a handshake that would get another one fails.
+    /// One whose report begins with this text ("host/shm", "host", "nixl/ucx"): a handshake that would get another one fails.
     Named(String),
 }
 
@@ -35,6 +36,8 @@ pub struct AgentConfig {
     pub require: Require,
     /// Options of the embedded transport.
     pub host: HostOptions,
+    /// Options of the NIXL transport; `None`: NIXL is not loaded. If it is asked for and cannot be loaded, there is no agent.
+    pub nixl: Option<NixlOptions>,
     /// Times and limits of the protocol.
     pub endpoint: proto::Config,
     /// Events that may wait; beyond it, peers that send notifications are cut off.
@@ -54,6 +57,7 @@ impl AgentConfig {
             allow_remote: false,
             require: Require::Any,
             host: HostOptions::default(),
+            nixl: None,
             endpoint: proto::Config::default(),
             max_events: 1 << 16,
         }

@@ -5,7 +5,7 @@
 //! - *host/tcp*: streams, scattered and gathered straight from and into registered memory.
 //!
 //! Whichever way, only the destination's thread writes the destination's memory, and only within a call of this
-//! transport: that is why every [`cancel`](Transport::cancel) is [`Fence::Quiescent`].
+//! transport: that is why every [`cancel`](Transport::cancel) ends its job at once.
 
 mod chunk;
 mod conn;
@@ -24,7 +24,7 @@ mod sys;
 pub use options::HostOptions;
 pub use pull::STAGE_GAP_BYTES;
 
-use super::{Action, Done, Fence, Job, JobId, Link, LinkId, Poller, Ready, Transport};
+use super::{Action, Done, Job, JobId, Link, LinkId, Poller, Ready, Transport};
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use conn::{Conn, Context};
@@ -385,7 +385,7 @@ impl Transport for Host {
         self.links.get(&link)?.remote.peek(region, offset)
     }
 
-    fn cancel(&mut self, job: JobId, reason: Status) -> Fence {
+    fn cancel(&mut self, job: JobId, reason: Status) {
         let error = Error::new(reason, format!("job {} was ended", job.0));
         let _ = self.end_pulls(|p| p.id == job, &error)
             || self.end_waiting(|r| r.id == job, &error)
@@ -394,7 +394,6 @@ impl Transport for Host {
                 |c| c.inbound.find(job).into_iter().collect(),
                 &error,
             );
-        Fence::Quiescent
     }
 
     fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {
