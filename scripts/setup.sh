@@ -10,6 +10,8 @@ if [ "${1:-}" = test ]; then
     command -v valgrind >/dev/null 2>&1 || missing="$missing valgrind"
     # valgrind needs the symbols of the loader.
     [ -d /usr/lib/debug/.build-id ] || missing="$missing libc6-dbg"
+    # For NIXL's wheel.
+    python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 fi
 if ! command -v cargo >/dev/null 2>&1; then
     echo "kvlink needs Rust: cargo was not found (https://rustup.rs, or apt-get install rustup)" >&2

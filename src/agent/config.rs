@@ -36,7 +36,8 @@ pub struct AgentConfig {
     pub require: Require,
     /// Options of the embedded transport.
     pub host: HostOptions,
-    /// Options of the NIXL transport; `None`: NIXL is not loaded. If it is asked for and cannot be loaded, there is no agent.
+    /// Options of the NIXL transport; `None`: NIXL is only loaded, with the defaults, if it is required. If it is asked for
+    /// and cannot be loaded, there is no agent.
     pub nixl: Option<NixlOptions>,
     /// Times and limits of the protocol.
     pub endpoint: proto::Config,
@@ -61,6 +62,12 @@ impl AgentConfig {
             endpoint: proto::Config::default(),
             max_events: 1 << 16,
         }
+    }
+
+    /// How NIXL is wanted, if it is.
+    pub(super) fn nixl_options(&self) -> Option<NixlOptions> {
+        let required = matches!(&self.require, Require::Named(n) if n == "nixl" || n.starts_with("nixl/"));
+        self.nixl.clone().or_else(|| required.then(NixlOptions::default))
     }
 
     pub(super) fn check(&self) -> Result<()> {

@@ -30,9 +30,9 @@ impl Transports {
     pub fn new(config: &AgentConfig, poller: &Arc<Poller>) -> Result<Transports> {
         let host = Host::new(poller.clone(), 0..KEYS_PER_TRANSPORT, config.host.clone())?;
         let mut list: Vec<Box<dyn Transport>> = vec![Box::new(host)];
-        if let Some(options) = &config.nixl {
+        if let Some(options) = config.nixl_options() {
             let key = list.len() as u64 * KEYS_PER_TRANSPORT;
-            list.push(Box::new(Nixl::new(poller.clone(), key, options.clone())?));
+            list.push(Box::new(Nixl::new(poller.clone(), key, options)?));
         }
         if let Require::Named(name) = &config.require {
             let base = name.split('/').next().unwrap_or(name);
