@@ -1074,13 +1074,13 @@ typedef struct kvlink_agent_config_t {
      */
     const char *nixl_library;
     /**
-     * Milliseconds that a NIXL read which is no longer wanted may go on before the NIXL agent that runs it is replaced;
-     * 0: 3000.
+     * Milliseconds that a NIXL read which is no longer wanted may go on, 0: 3000. Then the NIXL agent that runs it is
+     * replaced.
      */
     uint32_t nixl_patience_ms;
     /**
-     * Where NIXL's reads land: 0 in the blocks where they complete while they are posted, else in memory of kvlink's own;
-     * 1 always in the blocks; 2 never.
+     * Where NIXL's reads land: 0 in the blocks where they complete while they are posted, else in memory of kvlink's own, 1
+     * always in the blocks, 2 never.
      */
     uint32_t nixl_landing;
 } kvlink_agent_config_t;

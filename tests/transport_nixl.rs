@@ -465,3 +465,39 @@ fn a_process_exits_in_peace() {
         assert!(status.success(), "{status}");
     }
 }
+
+/// Addresses, as the kernel prints them, on which this process listens.
+fn listening() -> Vec<String> {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten().filter_map(|e| std::fs::read_link(e.path()).ok());
+    let mine: Vec<String> = links.map(|l| l.to_string_lossy().into_owned()).collect();
+    let table = ["tcp", "tcp6"].map(|t| std::fs::read_to_string(format!("/proc/self/net/{t}")).unwrap_or_default());
+    let rows = table.iter().flat_map(|t| t.lines().skip(1)).map(|l| l.split_whitespace().collect::<Vec<_>>());
+    let listens = |row: &Vec<&str>| row[3] == "0A" && mine.contains(&format!("socket:[{}]", row[9]));
+    rows.filter(listens).map(|row| row[1].split(':').next().unwrap().to_string()).collect()
+}
+
+/// Not allowed to talk to other hosts, an agent and what it loads are not reachable from there.
+#[test]
+fn an_agent_for_this_host_listens_on_loopback() {
+    let Ok(wanted) = std::env::var(CHILD) else {
+        let Some(_) = options(AUTO) else { return };
+        for remote in ["local", "remote"] {
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args(["an_agent_for_this_host_listens_on_loopback", "--exact", "--test-threads=1"])
+                .env(CHILD, remote)
+                .status();
+            assert!(status.unwrap().success(), "{remote}");
+        }
+        return;
+    };
+    let mut config = kvlink::agent::AgentConfig::new("a", 0, 1);
+    config.nixl = Some(NixlOptions { library: nixl::packages(), ..NixlOptions::default() });
+    config.allow_remote = wanted == "remote";
+    let region = vec![kvlink::layout::Region { len: 4096 }];
+    let desc = kvlink::layout::LayoutDesc { regions: region, ..Default::default() };
+    let _agent = kvlink::agent::Agent::new(config, Arc::new(kvlink::layout::Layout::new(desc).unwrap())).unwrap();
+    let outside = listening().iter().any(|a| a != "0100007F");
+    // A machine without a network has nothing to listen on but loopback.
+    let network = std::fs::read_dir("/sys/class/net").unwrap().flatten().any(|n| n.file_name() != "lo");
+    assert_eq!(outside, wanted == "remote" && network, "{:?}", listening());
+}

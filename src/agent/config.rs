@@ -64,10 +64,11 @@ impl AgentConfig {
         }
     }
 
-    /// How NIXL is wanted, if it is.
+    /// How NIXL is wanted, if it is. Left alone, UCX listens on every network card.
     pub(super) fn nixl_options(&self) -> Option<NixlOptions> {
         let required = matches!(&self.require, Require::Named(n) if n == "nixl" || n.starts_with("nixl/"));
-        self.nixl.clone().or_else(|| required.then(NixlOptions::default))
+        let options = self.nixl.clone().or_else(|| required.then(NixlOptions::default))?;
+        Some(if self.allow_remote { options } else { options.on_loopback() })
     }
 
     pub(super) fn check(&self) -> Result<()> {

@@ -62,11 +62,11 @@ pub struct kvlink_agent_config_t {
     pub nixl_params: *const c_char,
     /// libnixl_capi.so, or the directory that Python packages are installed in; NULL: looked for.
     pub nixl_library: *const c_char,
-    /// Milliseconds that a NIXL read which is no longer wanted may go on before the NIXL agent that runs it is replaced;
-    /// 0: 3000.
+    /// Milliseconds that a NIXL read which is no longer wanted may go on, 0: 3000. Then the NIXL agent that runs it is
+    /// replaced.
     pub nixl_patience_ms: u32,
-    /// Where NIXL's reads land: 0 in the blocks where they complete while they are posted, else in memory of kvlink's own;
-    /// 1 always in the blocks; 2 never.
+    /// Where NIXL's reads land: 0 in the blocks where they complete while they are posted, else in memory of kvlink's own, 1
+    /// always in the blocks, 2 never.
     pub nixl_landing: u32,
 }
 

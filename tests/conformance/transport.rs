@@ -51,7 +51,7 @@ impl Transport {
         self.choose(&mut config);
         let poller = Arc::new(Poller::new().unwrap());
         match config.nixl {
-            Some(options) => Box::new(Nixl::new(poller, 0, options).unwrap()),
+            Some(options) => Box::new(Nixl::new(poller, 0, options.on_loopback()).unwrap()),
             None => Box::new(Host::new(poller, 0..8, config.host).unwrap()),
         }
     }
@@ -69,7 +69,7 @@ pub const NIXL_UCX: Transport = Transport {
     name: "nixl/ucx",
     shareable: false,
     pulls: true,
-    enable: |c, on| c.nixl = on.then(|| ucx("NET_DEVICES=lo")),
+    enable: |c, on| c.nixl = on.then(|| ucx("")),
 };
 /// What UCX does between hosts without special cards.
 pub const NIXL_UCX_TCP: Transport = Transport {
@@ -77,12 +77,15 @@ pub const NIXL_UCX_TCP: Transport = Transport {
     name: "nixl/ucx",
     shareable: false,
     pulls: true,
-    enable: |c, on| c.nixl = on.then(|| ucx("TLS=tcp,NET_DEVICES=lo")),
+    enable: |c, on| c.nixl = on.then(|| ucx("TLS=tcp")),
 };
 
 const ALL: &[Transport] = &[SHM, CMA, TCP, NIXL_UCX, NIXL_UCX_TCP];
 
 fn ucx(engine: &str) -> NixlOptions {
-    let parameters = vec![("engine_config".to_string(), engine.to_string())];
+    let parameters = match engine {
+        "" => Vec::new(),
+        engine => vec![("engine_config".to_string(), engine.to_string())],
+    };
     NixlOptions { library: crate::nixl::packages(), parameters, ..NixlOptions::default() }
 }

@@ -49,6 +49,19 @@ impl NixlOptions {
         format!("nixl/{}", self.backend.to_lowercase())
     }
 
+    /// The same, but UCX uses the loopback device alone, unless the parameters name devices.
+    pub fn on_loopback(mut self) -> NixlOptions {
+        if self.backend != "UCX" {
+            return self;
+        }
+        match self.parameters.iter_mut().find(|(k, _)| k == "engine_config") {
+            Some((_, config)) if config.contains("NET_DEVICES=") => {}
+            Some((_, config)) => *config = format!("{config},NET_DEVICES=lo"),
+            None => self.parameters.push(("engine_config".into(), "NET_DEVICES=lo".into())),
+        }
+        self
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         let refuse = |what: String| Err(Error::new(Status::InvalidArgument, format!("nixl options: {what}")));
         let word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
@@ -64,5 +77,24 @@ impl NixlOptions {
             return refuse(format!("patience is {:?}, more than 0 and at most 600 s is allowed", self.patience));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_only_chosen_where_the_user_has_not() {
+        let set = |backend: &str, given: &[(&str, &str)]| {
+            let parameters = given.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+            let o = NixlOptions { backend: backend.into(), parameters, ..NixlOptions::default() }.on_loopback();
+            o.parameters.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(set("UCX", &[]), "engine_config=NET_DEVICES=lo");
+        let given = [("num_threads", "2"), ("engine_config", "TLS=tcp")];
+        assert_eq!(set("UCX", &given), "num_threads=2 engine_config=TLS=tcp,NET_DEVICES=lo");
+        assert_eq!(set("UCX", &[("engine_config", "NET_DEVICES=eth0")]), "engine_config=NET_DEVICES=eth0");
+        assert_eq!(set("LIBFABRIC", &[]), "");
     }
 }

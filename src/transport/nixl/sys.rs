@@ -51,7 +51,7 @@ macro_rules! table {
                     return Err(missing);
                 }
                 // SAFETY: not null, and the C functions of these names have these signatures (wrapper.h of NIXL 1.5).
-                Ok(unsafe { Table { $($name: std::mem::transmute::<Handle, _>($name),)* } })
+                Ok(unsafe { Table { $($name: std::mem::transmute::<Handle, unsafe extern "C" fn($($arg),*) -> $ret>($name),)* } })
             }
         }
     };
