@@ -30,10 +30,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
 use sys::Range;
 use worker::{Command, Peer, Report, Worker};
+
+/// More than it takes to end a NIXL agent and to make another.
+const REPLACING: Duration = Duration::from_secs(5);
 
 /// The NIXL transport. See the module's documentation.
 pub struct Nixl {
@@ -42,14 +45,16 @@ pub struct Nixl {
     shared: Arc<Shared>,
     /// `None` once the thread is being ended.
     commands: Option<Sender<Command>>,
-    thread: Option<JoinHandle<()>>,
+    /// Ends with the thread.
+    thread: Receiver<()>,
     agent: std::ffi::CString,
     /// Keeps shareable memory mapped while NIXL uses it.
     regions: BTreeMap<u32, Memory>,
     /// NIXL's own metadata of our server.
     blob: Vec<u8>,
     links: HashSet<LinkId>,
-    jobs: HashSet<JobId>,
+    /// Jobs that were accepted and not yet reported, and when they were cancelled.
+    jobs: HashMap<JobId, Option<Instant>>,
     closed: Option<Error>,
 }
 
@@ -78,7 +83,7 @@ impl Report for Arc<Shared> {
 }
 
 /// Says that the worker has ended, however it did.
-struct Farewell(Arc<Shared>);
+struct Farewell(Arc<Shared>, #[allow(dead_code)] Sender<()>);
 
 impl Drop for Farewell {
     fn drop(&mut self) {
@@ -107,7 +112,8 @@ impl Nixl {
         let (commands, received) = channel();
         let (answer, started) = channel();
         let (out, chosen) = (shared.clone(), options.clone());
-        let farewell = Farewell(shared.clone());
+        let (alive, thread) = channel();
+        let farewell = Farewell(shared.clone(), alive);
         let work = move || {
             let _farewell = farewell;
             match Agents::new(chosen.clone()) {
@@ -118,7 +124,7 @@ impl Nixl {
                 Err(e) => drop(answer.send(Err(e))),
             }
         };
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("kvlink-nixl".into())
             .spawn(work)
             .map_err(|e| system("starting the thread that calls NIXL", e.to_string()))?;
@@ -127,12 +133,12 @@ impl Nixl {
             poller,
             shared,
             commands: Some(commands),
-            thread: Some(thread),
+            thread,
             agent: Default::default(),
             regions: BTreeMap::new(),
             blob: Vec::new(),
             links: HashSet::new(),
-            jobs: HashSet::new(),
+            jobs: HashMap::new(),
             closed: None,
         };
         nixl.agent = started.recv().unwrap_or_else(|_| Err(stopped()))?;
@@ -147,7 +153,21 @@ impl Nixl {
     fn ask<T>(&self, command: impl FnOnce(Sender<Result<T>>) -> Command) -> Result<T> {
         let (answer, answered) = channel();
         self.tell(command(answer))?;
-        answered.recv().unwrap_or_else(|_| Err(stopped()))
+        match answered.recv_timeout(self.longest()) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Disconnected) => Err(stopped()),
+            Err(RecvTimeoutError::Timeout) => Err(self.stuck()),
+        }
+    }
+
+    /// What takes longer will never end: reads are waited for, an agent is replaced.
+    fn longest(&self) -> Duration {
+        2 * self.options.patience + REPLACING
+    }
+
+    fn stuck(&self) -> Error {
+        let text = format!("nixl: a call into NIXL has not returned for {:?}", self.longest());
+        Error::new(Status::Quarantined, text)
     }
 
     fn open(&self) -> Result<()> {
@@ -160,8 +180,9 @@ impl Drop for Nixl {
     fn drop(&mut self) {
         self.poller.remove(&self.shared.wake);
         self.commands = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if self.thread.recv_timeout(self.longest()) == Err(RecvTimeoutError::Timeout) {
+            log::error!("kvlink: {}; its memory stays mapped", self.stuck().message());
+            std::mem::forget(std::mem::take(&mut self.regions));
         }
     }
 }
@@ -243,7 +264,7 @@ impl Transport for Nixl {
     fn post(&mut self, job: Job) -> Result<()> {
         self.open()?;
         let Job { id, link, action, spans, staged } = job;
-        if self.jobs.contains(&id) {
+        if self.jobs.contains_key(&id) {
             return Err(Error::new(Status::Duplicate, format!("job {} is running", id.0)));
         }
         if !self.links.contains(&link) {
@@ -253,12 +274,13 @@ impl Transport for Nixl {
             return Err(Error::new(Status::TransportUnavailable, "the destination pulls with NIXL, nothing else"));
         }
         self.tell(Command::Start(worker::Job { id, link, spans, short: staged }))?;
-        self.jobs.insert(id);
+        self.jobs.insert(id, None);
         Ok(())
     }
 
     fn cancel(&mut self, job: JobId, reason: Status) {
-        if self.jobs.contains(&job) {
+        if let Some(cancelled) = self.jobs.get_mut(&job) {
+            cancelled.get_or_insert_with(Instant::now);
             let reason = Error::new(reason, format!("job {} was ended", job.0));
             let _ = self.tell(Command::Cancel { job, reason });
         }
@@ -268,16 +290,17 @@ impl Transport for Nixl {
         if !ready.is_empty() {
             let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
         }
+        // A job that was given up is not reported twice.
         let ended = std::mem::take(&mut *self.shared.ended.lock());
-        for d in &ended {
-            self.jobs.remove(&d.id);
-        }
-        done.extend(ended);
-        if self.shared.gone.load(Ordering::SeqCst) {
-            // Only a defect ends it early: what its reads do is not known.
-            let error = Error::new(Status::Quarantined, stopped().message());
-            let lost = std::mem::take(&mut self.jobs).into_iter();
-            done.extend(lost.map(|id| Done { id, result: Err(error.clone()), bytes: 0, spans: Vec::new() }));
+        done.extend(ended.into_iter().filter(|d| self.jobs.remove(&d.id).is_some()));
+        let gone = self.shared.gone.load(Ordering::SeqCst);
+        let longest = self.longest();
+        let lost = |since: &Option<Instant>| gone || since.is_some_and(|t| t.elapsed() > longest);
+        let ids: Vec<JobId> = self.jobs.iter().filter(|(_, since)| lost(since)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.jobs.remove(&id);
+            let error = if gone { Error::new(Status::Quarantined, stopped().message()) } else { self.stuck() };
+            done.push(Done { id, result: Err(error), bytes: 0, spans: Vec::new() });
         }
         false
     }

@@ -466,7 +466,7 @@ impl<R: Report> Worker<R> {
         for id in ids {
             let Some(r) = self.jobs.get(&id) else { continue };
             let broken = self.links.get(&r.job.link).and_then(|l| l.broken.clone());
-            match ended.clone().err().or(r.failure.clone()).or(broken) {
+            match r.failure.clone().or(ended.clone().err()).or(broken) {
                 Some(e) => self.fail(id, e),
                 None if !self.turns.contains(&id) => self.turns.push_back(id),
                 None => {}
@@ -475,19 +475,28 @@ impl<R: Report> Worker<R> {
         self.forget_links();
     }
 
-    /// Ends the reader and all that is under way with it; the reads of jobs that are still wanted are to be done again.
+    /// Ends the reader and all that is under way with it; the reads of jobs that are still wanted are to be done again. Where
+    /// its end cannot be proven, jobs whose blocks it was reading into fail for that reason.
     fn end_reader(&mut self) -> Result<()> {
         let Some(agents) = &mut self.agents else { return Ok(()) };
+        let mut at_stake = Vec::new();
         for f in self.flights.drain(..) {
             agents.release(f.request);
-            if let Some((slot, _)) = f.landing {
-                agents.retire(slot);
+            match f.landing {
+                Some((slot, _)) => agents.retire(slot),
+                None => at_stake.extend(f.job),
             }
             if let Some(r) = f.job.and_then(|id| self.jobs.get_mut(&id)).filter(|r| r.failure.is_none()) {
                 r.todo.push_back((f.from, f.end));
             }
         }
-        agents.end_reader()
+        let ended = agents.end_reader();
+        if let Err(e) = &ended {
+            for id in at_stake {
+                self.jobs.entry(id).and_modify(|r| r.failure = Some(e.clone()));
+            }
+        }
+        ended
     }
 
     /// Ends everything: jobs, then, when nothing is under way or patience is at its end, both agents.
@@ -507,10 +516,9 @@ impl<R: Report> Worker<R> {
             ended = ended.and(agents.end());
         }
         self.ended.get_or_insert(reason.clone());
-        let error = ended.clone().err().unwrap_or_else(|| reason.clone());
         for (id, r) in std::mem::take(&mut self.jobs) {
             let Running { job, moved, failure, .. } = r;
-            let error = if ended.is_err() { error.clone() } else { failure.unwrap_or_else(|| error.clone()) };
+            let error = failure.unwrap_or_else(|| reason.clone());
             self.out.report(Done { id, result: Err(error), bytes: moved, spans: job.spans });
         }
         self.turns.clear();
