@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 /// Reads of one link that may be under way.
 const DEPTH: usize = 4;
-/// So many reads in a row must have completed while they were posted before a link's data lands in the blocks.
-const PROVEN: u32 = 8;
+/// So many more reads than not must have completed while they were posted before a link's data lands in the blocks. One
+/// that does not counts as many.
+const PROVEN: i32 = 8;
 /// Between looks at reads that are under way: at first, and at most.
 const SHORTEST: Duration = Duration::from_micros(20);
 const LONGEST: Duration = Duration::from_millis(1);
@@ -73,8 +74,8 @@ struct Link {
     broken: Option<Error>,
     /// It was disconnected, and stays until its last read has ended.
     gone: bool,
-    /// Reads in a row that completed while they were posted; `None` after the first that did not.
-    prompt: Option<u32>,
+    /// Rises with reads that complete while they are posted.
+    prompt: i32,
 }
 
 struct Running {
@@ -210,7 +211,7 @@ impl<R: Report> Worker<R> {
 
     fn connect(&mut self, link: LinkId, peer: Peer) -> Result<()> {
         self.agents()?.load(&peer.agent, &peer.metadata)?;
-        self.links.insert(link, Link { peer, broken: None, gone: false, prompt: Some(0) });
+        self.links.insert(link, Link { peer, broken: None, gone: false, prompt: 0 });
         Ok(())
     }
 
@@ -270,7 +271,7 @@ impl<R: Report> Worker<R> {
         let straight = match self.options.landing {
             Landing::Direct => true,
             Landing::Staged => false,
-            Landing::Auto => link.prompt.is_some_and(|n| n >= PROVEN) && !job.short,
+            Landing::Auto => link.prompt >= PROVEN && !job.short,
         };
         let slot = if straight { None } else { Some(agents.slot()?) };
         let ends = Ends { own: agents.regions(), peer: &link.peer.regions };
@@ -301,8 +302,8 @@ impl<R: Report> Worker<R> {
         };
         let state = reader.post(&request);
         link.prompt = match state {
-            State::Complete => link.prompt.map(|n| n.saturating_add(1)),
-            State::Running | State::Failed(_) => None,
+            State::Complete => PROVEN.min(link.prompt + 1),
+            State::Running | State::Failed(_) => (link.prompt - PROVEN).max(-8 * PROVEN),
         };
         let landing = slot.map(|s| (s, places));
         let (link, job) = (job.link, Some(id));
