@@ -15,15 +15,16 @@ FUZZ_SECONDS ?= 600
 all: lib examples
 
 # Real processes move a request and every byte is checked.
-# Options: MODEL=.. P_TP=.. D_TP=.. MODE=read|write TRANSPORT=shm|cma|tcp TOKENS=..
+# Options: MODEL=.. P_TP=.. D_TP=.. MODE=read|write TRANSPORT=shm|cma|tcp|nixl TOKENS=..
 DEMO_OPTIONS = $(foreach v,MODEL P_TP D_TP MODE TRANSPORT TOKENS,$(if $($(v)),$(v)="$($(v))"))
 
 demo: examples
 	$(CARGO) build --release --example demo
-	@$(RELEASE)/examples/demo $(EXAMPLES) $(DEMO_OPTIONS)
+	@$(RELEASE)/examples/demo $(EXAMPLES) $(DEMO_OPTIONS) $(if $(filter nixl,$(TRANSPORT)),NIXL="$$(sh scripts/nixl.sh)")
 
 test: prefix
 	@sh scripts/setup.sh test
+	@sh scripts/nixl.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/test.sh
 
 # The Python package: wheel, tests, types, lint, examples.

@@ -1009,8 +1009,8 @@ typedef struct kvlink_agent_config_t {
      */
     const char *leader;
     /**
-     * Transport that must be in effect ("host", "host/shm", "host/cma", "host/tcp"): a handshake that would get another
-     * one fails. NULL: the best that works.
+     * Transport that must be in effect ("host", "host/shm", "host/cma", "host/tcp", "nixl", "nixl/ucx"): a handshake that
+     * would get another one fails. NULL: the best that works.
      */
     const char *require_transport;
     /**
@@ -1061,6 +1061,29 @@ typedef struct kvlink_agent_config_t {
      * Milliseconds until the instance must be complete, from the last registration on; 0: 600000.
      */
     uint32_t join_timeout_ms;
+    /**
+     * Backend of NIXL ("UCX"). NIXL is loaded where this or another nixl field is set, or require_transport begins with
+     * "nixl"; if it cannot be loaded then, there is no agent. NULL: "UCX".
+     */
+    const char *nixl_backend;
+    /**
+     * Parameters of the backend, "key=value", one a line; NULL: none.
+     */
+    const char *nixl_params;
+    /**
+     * libnixl_capi.so, or the directory that Python packages are installed in; NULL: looked for.
+     */
+    const char *nixl_library;
+    /**
+     * Milliseconds that a NIXL read which is no longer wanted may go on, 0: 3000. Then the NIXL agent that runs it is
+     * replaced.
+     */
+    uint32_t nixl_patience_ms;
+    /**
+     * Where NIXL's reads land: 0 in the blocks where they complete while they are posted, else in memory of kvlink's own, 1
+     * always in the blocks, 2 never.
+     */
+    uint32_t nixl_landing;
 } kvlink_agent_config_t;
 
 /**

@@ -29,6 +29,9 @@ if [ "${1:-}" = test ]; then
     { command -v python3 && python3 -c 'import ensurepip, venv'; } >/dev/null 2>&1 || missing="$missing python3-venv"
     # valgrind needs the symbols of the loader.
     [ -d /usr/lib/debug/.build-id ] || missing="$missing libc6-dbg"
+    # What NIXL's wheel is installed with, and what makes it crash at exit unless it is loaded with care.
+    [ -n "$(find /usr/lib* -name libefa.so.1 2>/dev/null)" ] || missing="$missing ibverbs-providers"
+    python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 fi
 if ! command -v cargo >/dev/null 2>&1; then
     echo "kvlink needs Rust: cargo was not found (https://rustup.rs, or apt-get install rustup)" >&2

@@ -247,7 +247,8 @@ structs! {
     kvlink_agent_config_t {
         struct_size, rank, ranks, allow_remote, instance, listen, advertise, leader, require_transport, host_disable,
         heartbeat_ms, heartbeat_misses, handshake_timeout_ms, transfer_timeout_ms, lease_ms, max_transfers, max_offers,
-        max_accepts, max_peers, max_events, join_timeout_ms,
+        max_accepts, max_peers, max_events, join_timeout_ms, nixl_backend, nixl_params, nixl_library, nixl_patience_ms,
+        nixl_landing,
     }
     kvlink_statistics_t { struct_size, reserved, bytes, spans, transfers, failures }
     kvlink_offer_t { struct_size, lease_ms, request, blocks, num_blocks, tokens, user_data }

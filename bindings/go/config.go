@@ -30,6 +30,11 @@ type Config struct {
 	MaxAccepts       uint32        // 0: 65536
 	MaxPeers         uint32        // 0: 1024
 	MaxEvents        uint32        // that may wait before peers that notify are cut off; 0: 65536
+	NIXLBackend      string        // "": "UCX"; see kvlink_agent_config_t for when NIXL is loaded
+	NIXLParams       string        // of the backend, "key=value", one a line
+	NIXLLibrary      string        // libnixl_capi.so, or where Python packages are; "": looked for
+	NIXLPatience     time.Duration // for reads that are no longer wanted; 0: 3 s
+	NIXLLanding      uint32        // where NIXL's reads land: 0 as they are, 1 in the blocks, 2 never there
 }
 
 func (p *pins) config(c *Config) *C.kvlink_agent_config_t {
@@ -55,5 +60,10 @@ func (p *pins) config(c *Config) *C.kvlink_agent_config_t {
 		max_accepts:          C.uint32_t(c.MaxAccepts),
 		max_peers:            C.uint32_t(c.MaxPeers),
 		max_events:           C.uint32_t(c.MaxEvents),
+		nixl_backend:         p.text("nixl_backend", c.NIXLBackend),
+		nixl_params:          p.text("nixl_params", c.NIXLParams),
+		nixl_library:         p.text("nixl_library", c.NIXLLibrary),
+		nixl_patience_ms:     p.millis("NIXL patience", c.NIXLPatience),
+		nixl_landing:         C.uint32_t(c.NIXLLanding),
 	}
 }

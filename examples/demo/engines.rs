@@ -98,12 +98,12 @@ impl Instance {
         name: &'static str,
         layouts: &[String],
         layers: u32,
-        transport: &str,
+        options: &[&str],
     ) -> Result<Instance, String> {
         let (out, lines) = channel();
         let mut it = Instance { name, ranks: Vec::new(), lines, out, early: Vec::new() };
         for json in layouts {
-            it.spawn(program, json, layouts.len(), layers, transport)?;
+            it.spawn(program, json, layouts.len(), layers, options)?;
         }
         it.gather("ready")?;
         for rank in 0..it.ranks.len() {
@@ -120,7 +120,7 @@ impl Instance {
         Ok(it)
     }
 
-    fn spawn(&mut self, program: &Path, json: &str, ranks: usize, layers: u32, transport: &str) -> Result<(), String> {
+    fn spawn(&mut self, program: &Path, json: &str, ranks: usize, layers: u32, options: &[&str]) -> Result<(), String> {
         let index = self.ranks.len();
         let fail = |e: std::io::Error| format!("{}: {e}", program.display());
         let file = memfd_create("layout", MemfdFlags::CLOEXEC).map_err(|e| e.to_string())?;
@@ -130,7 +130,8 @@ impl Instance {
         command
             .arg("--layout")
             .arg(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
-            .args(["--instance", self.name, "--transport", transport])
+            .args(["--instance", self.name])
+            .args(options)
             .args(["--rank", &index.to_string(), "--ranks", &ranks.to_string(), "--layers", &layers.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());

@@ -83,12 +83,15 @@ fn scenarios(args: &[String]) -> Result<Vec<Scenario>, String> {
     let both = || vec!["shm".to_string(), "tcp".to_string()];
     let kimi = find("Kimi-Linear")?;
     if args.is_empty() {
-        let read = Scenario { model: kimi, p_tp: 4, d_tp: 8, mode: Mode::Read, tokens: 8192, transports: both() };
+        let read =
+            Scenario { model: kimi, p_tp: 4, d_tp: 8, mode: Mode::Read, tokens: 8192, transports: both(), nixl: None };
         let model = find("Llama-3.1-70B")?;
-        let write = Scenario { model, p_tp: 2, d_tp: 4, mode: Mode::Write, tokens: 1024, transports: both() };
+        let write =
+            Scenario { model, p_tp: 2, d_tp: 4, mode: Mode::Write, tokens: 1024, transports: both(), nixl: None };
         return Ok(vec![read, write]);
     }
-    let mut s = Scenario { model: kimi, p_tp: 2, d_tp: 4, mode: Mode::Read, tokens: 1024, transports: both() };
+    let mut s =
+        Scenario { model: kimi, p_tp: 2, d_tp: 4, mode: Mode::Read, tokens: 1024, transports: both(), nixl: None };
     for arg in args {
         let (name, value) = arg.split_once('=').ok_or_else(|| format!("{arg:?} is not NAME=VALUE"))?;
         let number = || match value.parse::<u32>() {
@@ -102,9 +105,10 @@ fn scenarios(args: &[String]) -> Result<Vec<Scenario>, String> {
             ("TOKENS", _) => s.tokens = u64::from(number()?),
             ("MODE", "read") => s.mode = Mode::Read,
             ("MODE", "write") => s.mode = Mode::Write,
-            ("TRANSPORT", "shm" | "cma" | "tcp") => s.transports = vec![value.to_string()],
+            ("TRANSPORT", "shm" | "cma" | "tcp" | "nixl") => s.transports = vec![value.to_string()],
+            ("NIXL", _) => s.nixl = Some(value.to_string()),
             ("MODE", _) => return Err(format!("MODE={value}: read or write")),
-            ("TRANSPORT", _) => return Err(format!("TRANSPORT={value}: shm, cma or tcp")),
+            ("TRANSPORT", _) => return Err(format!("TRANSPORT={value}: shm, cma, tcp or nixl")),
             _ => return Err(format!("unknown option {name}: MODEL, P_TP, D_TP, MODE, TRANSPORT, TOKENS")),
         }
     }
@@ -150,10 +154,12 @@ fn run_transport(
     title: &str,
 ) -> Result<Column, String> {
     progress(&format!("{title}: starting {} processes", s.p_tp + s.d_tp));
-    let way = format!("host/{transport}");
+    let way = if transport == "nixl" { "nixl".into() } else { format!("host/{transport}") };
+    let mut options = vec!["--transport", way.as_str()];
+    options.extend(s.nixl.iter().flat_map(|dir| ["--nixl-library", dir.as_str()]));
     let layers = s.model.num_layers;
-    let mut prefill = Instance::start(&programs.join("prefill"), "prefill", &p.json, layers, &way)?;
-    let mut decode = Instance::start(&programs.join("decode"), "decode", &d.json, layers, &way)?;
+    let mut prefill = Instance::start(&programs.join("prefill"), "prefill", &p.json, layers, &options)?;
+    let mut decode = Instance::start(&programs.join("decode"), "decode", &d.json, layers, &options)?;
 
     progress(&format!("{title}: filling {} MiB", (p.bytes() + d.bytes()) >> 20));
     each(&mut prefill.ranks, &p.layouts, |rank, layout, regions| {
@@ -294,7 +300,10 @@ fn connect(from: &mut Instance, to: &Instance) -> Result<String, String> {
     from.tell_all(&format!("connect {}", to.ranks[0].address))?;
     let mut names: Vec<String> = Vec::new();
     for line in from.gather("linked ")? {
-        names.extend(line.split([' ', ';']).filter(|w| w.starts_with("host/")).map(str::to_string));
+        // "rank 3: host/shm (why not a better one)"
+        let words: Vec<&str> = line.split([' ', ';']).collect();
+        let reports = words.windows(3).filter(|w| w[0] == "rank" && w[2].contains('/'));
+        names.extend(reports.map(|w| w[2].to_string()));
     }
     names.sort();
     names.dedup();

@@ -22,6 +22,8 @@ pub struct Scenario {
     pub tokens: u64,
     /// "shm", "cma", "tcp".
     pub transports: Vec<String>,
+    /// Where NIXL is installed.
+    pub nixl: Option<String>,
 }
 
 /// One instance: a layout per rank, as objects and as what the programs read, and the request's blocks.

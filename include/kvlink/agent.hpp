@@ -77,6 +77,11 @@ struct AgentConfig {
     std::uint32_t max_accepts = 0;
     std::uint32_t max_peers = 0;
     std::uint32_t max_events = 0;
+    std::string nixl_backend;
+    std::string nixl_params;
+    std::string nixl_library;
+    std::uint32_t nixl_patience_ms = 0;
+    std::uint32_t nixl_landing = 0;
 };
 
 /* A kvlink_offer_t: what a source offers. */
@@ -400,6 +405,11 @@ inline Result<Agent> Agent::create(const AgentConfig& config, const Layout& layo
     c.max_accepts = config.max_accepts;
     c.max_peers = config.max_peers;
     c.max_events = config.max_events;
+    c.nixl_backend = detail::optional_text(config.nixl_backend);
+    c.nixl_params = detail::optional_text(config.nixl_params);
+    c.nixl_library = detail::optional_text(config.nixl_library);
+    c.nixl_patience_ms = config.nixl_patience_ms;
+    c.nixl_landing = config.nixl_landing;
     kvlink_agent_t* agent = nullptr;
     const kvlink_status_t status = ::kvlink_agent_create(&c, layout.c_handle(), &agent);
     return detail::result(status, Agent(agent));

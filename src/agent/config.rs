@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, Status};
 use crate::proto;
 use crate::transport::host::HostOptions;
+use crate::transport::nixl::NixlOptions;
 
 /// Which transport must be in effect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,7 +11,7 @@ pub enum Require {
     /// The best that works.
     #[default]
     Any,
-    /// One whose report begins with this text ("host/shm", "host"): a handshake that would get another one fails.
+    /// One whose report begins with this text ("host/shm", "host", "nixl/ucx"): a handshake that would get another one fails.
     Named(String),
 }
 
@@ -35,6 +36,9 @@ pub struct AgentConfig {
     pub require: Require,
     /// Options of the embedded transport.
     pub host: HostOptions,
+    /// Options of the NIXL transport; `None`: NIXL is only loaded, with the defaults, if it is required. If it is asked for
+    /// and cannot be loaded, there is no agent.
+    pub nixl: Option<NixlOptions>,
     /// Times and limits of the protocol.
     pub endpoint: proto::Config,
     /// Events that may wait; beyond it, peers that send notifications are cut off.
@@ -54,9 +58,17 @@ impl AgentConfig {
             allow_remote: false,
             require: Require::Any,
             host: HostOptions::default(),
+            nixl: None,
             endpoint: proto::Config::default(),
             max_events: 1 << 16,
         }
+    }
+
+    /// How NIXL is wanted, if it is. Left alone, UCX listens on every network card.
+    pub(super) fn nixl_options(&self) -> Option<NixlOptions> {
+        let required = matches!(&self.require, Require::Named(n) if n == "nixl" || n.starts_with("nixl/"));
+        let options = self.nixl.clone().or_else(|| required.then(NixlOptions::default))?;
+        Some(if self.allow_remote { options } else { options.on_loopback() })
     }
 
     pub(super) fn check(&self) -> Result<()> {

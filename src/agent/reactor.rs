@@ -9,9 +9,9 @@ use super::{Shared, address};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Memory, SharedMemory};
 use crate::proto::{Action, ConnId, Event, EventKind, JobEnd, JobId, Output};
-use crate::transport::{self, Done, Fence, Interest, Job, LinkId, Poller, Ready};
+use crate::transport::{self, Done, Interest, Job, LinkId, Poller, Ready};
 use crate::wire::{BOARD_BYTES, BOARD_REGION, Message, Preamble, StreamKind};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::panic::AssertUnwindSafe;
@@ -37,7 +37,6 @@ pub(super) struct Reactor {
     /// Tokens of data connections that may come, and those that came before their link was made.
     tokens: HashMap<u64, ConnId>,
     early: HashMap<ConnId, Vec<TcpStream>>,
-    quarantined: HashSet<JobId>,
     /// Shows peers which of our leases hold.
     board: Arc<SharedMemory>,
     connect_timeout: Duration,
@@ -95,7 +94,6 @@ impl Reactor {
             visitors: HashMap::new(),
             tokens: HashMap::new(),
             early: HashMap::new(),
-            quarantined: HashSet::new(),
             board,
             connect_timeout: config.endpoint.handshake_timeout,
             max_events: config.max_events,
@@ -152,7 +150,7 @@ impl Reactor {
     /// Ends everything: afterwards nothing touches registered memory, and peers see the end of their connections. Closing
     /// alone is not enough for that: a forked child has copies of the descriptors.
     pub fn hang_up(&mut self) {
-        if std::panic::catch_unwind(AssertUnwindSafe(|| self.transports.disconnect_all())).is_err() {
+        if std::panic::catch_unwind(AssertUnwindSafe(|| self.transports.close())).is_err() {
             log::error!("kvlink: closing the transports panicked");
         }
         for (_, socket) in self.sockets.drain() {
@@ -251,11 +249,7 @@ impl Reactor {
                     self.shared.endpoint.lock().handle_job(Instant::now(), job, end);
                 }
             }
-            Output::CancelJob { job, reason } => {
-                if self.transports.cancel(transport::JobId(job.0), reason) == Some(Fence::Quarantined) {
-                    self.quarantined.insert(job);
-                }
-            }
+            Output::CancelJob { job, reason } => self.transports.cancel(transport::JobId(job.0), reason),
             Output::Board { offset, word } => {
                 if let Err(e) = self.board.store_word(offset as usize, word) {
                     log::error!("kvlink: the lease board: {e}");
@@ -292,7 +286,7 @@ impl Reactor {
             let mut endpoint = self.shared.endpoint.lock();
             for d in done.drain(..) {
                 let job = JobId(d.id.0);
-                let quiescent = !self.quarantined.remove(&job);
+                let quiescent = d.result.as_ref().err().is_none_or(|e| e.status() != Status::Quarantined);
                 let held = self.transports.held(d.id);
                 let end = JobEnd { result: d.result, bytes: d.bytes, spans: d.spans, quiescent, held };
                 endpoint.handle_job(now, job, end);

@@ -6,7 +6,8 @@ use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use crate::proto::{ConnId, LinkInfo};
 use crate::transport::host::Host;
-use crate::transport::{Done, Fence, Job, JobId, LinkId, Poller, Ready, Transport};
+use crate::transport::nixl::Nixl;
+use crate::transport::{Done, Job, JobId, Link, LinkId, Poller, Ready, Transport};
 use crate::wire::{BOARD_REGION, LeaseMark};
 use std::collections::HashMap;
 use std::net::TcpStream;
@@ -28,7 +29,11 @@ pub(super) struct Transports {
 impl Transports {
     pub fn new(config: &AgentConfig, poller: &Arc<Poller>) -> Result<Transports> {
         let host = Host::new(poller.clone(), 0..KEYS_PER_TRANSPORT, config.host.clone())?;
-        let list: Vec<Box<dyn Transport>> = vec![Box::new(host)];
+        let mut list: Vec<Box<dyn Transport>> = vec![Box::new(host)];
+        if let Some(options) = config.nixl_options() {
+            let key = list.len() as u64 * KEYS_PER_TRANSPORT;
+            list.push(Box::new(Nixl::new(poller.clone(), key, options)?));
+        }
         if let Require::Named(name) = &config.require {
             let base = name.split('/').next().unwrap_or(name);
             if !list.iter().any(|t| t.name() == base) {
@@ -64,38 +69,56 @@ impl Transports {
         self.list.iter().map(|t| (t.name().to_string(), t.metadata())).collect()
     }
 
-    /// Links to a rank by the first of its transports that works here.
+    /// Links to a rank by the first of its transports by which we can pull, or else the first that works here: a stream
+    /// needs both sides' processors.
     pub fn connect(&mut self, conn: ConnId, offers: &[(String, Vec<u8>)]) -> Result<LinkInfo> {
         let link = LinkId(conn.0);
         let mut rejected = Vec::new();
+        let mut found: Option<(usize, Link)> = None;
         for (name, metadata) in offers {
             let Some(at) = self.list.iter().position(|t| t.name() == name) else {
-                rejected.push(format!("{name}: not in this build"));
+                rejected.push(format!("{name}: not in this agent"));
                 continue;
             };
-            let transport = &mut self.list[at];
-            match transport.connect(link, metadata) {
-                Ok(made) => {
-                    if let Require::Named(required) = &self.require
-                        && !made.name.starts_with(required.as_str())
-                    {
-                        transport.disconnect(link);
-                        let why = made.rejected.join("; ");
-                        rejected.push(format!("{} instead of the required {required}: {why}", made.name));
-                        continue;
-                    }
-                    self.links.insert(link, at);
-                    // One at least: where it is needed and cannot be, attaching it says why.
-                    self.parked.linked(link, made.streams.max(1));
-                    rejected.extend(made.rejected);
-                    let (pull, report) = (made.pull, made.name);
-                    return Ok(LinkInfo { transport: name.clone(), report, pull, rejected });
+            let made = match self.list[at].connect(link, metadata) {
+                Ok(made) => made,
+                Err(e) => {
+                    rejected.push(format!("{name}: {}", e.message()));
+                    continue;
                 }
-                Err(e) => rejected.push(format!("{name}: {}", e.message())),
+            };
+            let refused = match &self.require {
+                Require::Named(required) if !made.name.starts_with(required.as_str()) => {
+                    Some(format!("{} instead of the required {required}: {}", made.name, made.rejected.join("; ")))
+                }
+                _ if found.is_some() && !made.pull => Some(format!("{}: works, but is not needed", made.name)),
+                _ => None,
+            };
+            if let Some(why) = refused {
+                self.list[at].disconnect(link);
+                rejected.push(why);
+                continue;
+            }
+            let pull = made.pull;
+            if let Some((worse, made)) = found.replace((at, made)) {
+                self.list[worse].disconnect(link);
+                rejected.push(format!("{}: works, but the source has to send", made.name));
+                rejected.extend(made.rejected);
+            }
+            if pull {
+                break;
             }
         }
-        let text = format!("no transport works with this rank: {}", rejected.join("; "));
-        Err(Error::new(Status::TransportUnavailable, text))
+        let Some((at, made)) = found else {
+            let text = format!("no transport works with this rank: {}", rejected.join("; "));
+            return Err(Error::new(Status::TransportUnavailable, text));
+        };
+        self.links.insert(link, at);
+        // One at least: where it is needed and cannot be, attaching it says why.
+        self.parked.linked(link, made.streams.max(1));
+        rejected.extend(made.rejected);
+        let transport = self.list[at].name().to_string();
+        Ok(LinkInfo { transport, report: made.name, pull: made.pull, rejected })
     }
 
     pub fn attach(&mut self, conn: ConnId, socket: TcpStream) -> Result<()> {
@@ -127,12 +150,11 @@ impl Transports {
         }
     }
 
-    pub fn disconnect_all(&mut self) {
-        for (link, at) in std::mem::take(&mut self.links) {
-            if let Some(t) = self.list.get_mut(at) {
-                t.disconnect(link);
-            }
-        }
+    /// Ends all transports: afterwards nothing touches registered memory.
+    pub fn close(&mut self) {
+        self.links.clear();
+        self.jobs.clear();
+        self.list.clear();
     }
 
     pub fn post(&mut self, job: Job, mark: Option<LeaseMark>) -> Result<()> {
@@ -157,12 +179,12 @@ impl Transports {
         }
     }
 
-    pub fn cancel(&mut self, job: JobId, reason: Status) -> Option<Fence> {
-        if self.parked.cancel(job, reason) {
-            return Some(Fence::Quiescent);
+    pub fn cancel(&mut self, job: JobId, reason: Status) {
+        if !self.parked.cancel(job, reason)
+            && let Some((at, _, _)) = self.jobs.get(&job)
+        {
+            self.list[*at].cancel(job, reason);
         }
-        let (at, _, _) = *self.jobs.get(&job)?;
-        Some(self.list[at].cancel(job, reason))
     }
 
     /// Whether the source's board showed the job's lease after its last byte.

@@ -3,7 +3,8 @@
 use super::decode::{Sized32, flag, optional_string, string, unknown};
 use super::types::sized;
 use crate::agent::{AgentConfig, Require};
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
+use crate::transport::nixl::{Landing, NixlOptions};
 use std::ffi::c_char;
 use std::time::Duration;
 
@@ -27,8 +28,8 @@ pub struct kvlink_agent_config_t {
     pub advertise: *const c_char,
     /// Address of rank 0 (kvlink_agent_address there); required on every other rank.
     pub leader: *const c_char,
-    /// Transport that must be in effect ("host", "host/shm", "host/cma", "host/tcp"): a handshake that would get another
-    /// one fails. NULL: the best that works.
+    /// Transport that must be in effect ("host", "host/shm", "host/cma", "host/tcp", "nixl", "nixl/ucx"): a handshake that
+    /// would get another one fails. NULL: the best that works.
     pub require_transport: *const c_char,
     /// Ways of the host transport that must not be used: bit 0 shared memory, bit 1 cross-process copies, bit 2 TCP.
     pub host_disable: u32,
@@ -54,6 +55,19 @@ pub struct kvlink_agent_config_t {
     pub max_events: u32,
     /// Milliseconds until the instance must be complete, from the last registration on; 0: 600000.
     pub join_timeout_ms: u32,
+    /// Backend of NIXL ("UCX"). NIXL is loaded where this or another nixl field is set, or require_transport begins with
+    /// "nixl"; if it cannot be loaded then, there is no agent. NULL: "UCX".
+    pub nixl_backend: *const c_char,
+    /// Parameters of the backend, "key=value", one a line; NULL: none.
+    pub nixl_params: *const c_char,
+    /// libnixl_capi.so, or the directory that Python packages are installed in; NULL: looked for.
+    pub nixl_library: *const c_char,
+    /// Milliseconds that a NIXL read which is no longer wanted may go on, 0: 3000. Then the NIXL agent that runs it is
+    /// replaced.
+    pub nixl_patience_ms: u32,
+    /// Where NIXL's reads land: 0 in the blocks where they complete while they are posted, else in memory of kvlink's own, 1
+    /// always in the blocks, 2 never.
+    pub nixl_landing: u32,
 }
 
 sized!(kvlink_agent_config_t);
@@ -86,6 +100,8 @@ impl kvlink_agent_config_t {
         if !require.is_empty() {
             c.require = Require::Named(require.to_string());
         }
+        // SAFETY: the caller's contract.
+        c.nixl = unsafe { self.nixl() }?;
         c.host.shm = self.host_disable & 1 == 0;
         c.host.cma = self.host_disable & 2 == 0;
         c.host.tcp = self.host_disable & 4 == 0;
@@ -114,5 +130,45 @@ impl kvlink_agent_config_t {
         number(&mut e.max_peers, self.max_peers);
         number(&mut c.max_events, self.max_events);
         Ok(c)
+    }
+    /// # Safety
+    /// Strings as the header says.
+    unsafe fn nixl(&self) -> Result<Option<NixlOptions>> {
+        // SAFETY: the caller's contract.
+        let (backend, params, library) = unsafe {
+            (
+                optional_string(self.nixl_backend, "nixl_backend")?,
+                optional_string(self.nixl_params, "nixl_params")?,
+                optional_string(self.nixl_library, "nixl_library")?,
+            )
+        };
+        let landing = match self.nixl_landing {
+            0 => Landing::Auto,
+            1 => Landing::Direct,
+            2 => Landing::Staged,
+            n => return Err(unknown("nixl_landing", n, "0..=2")),
+        };
+        let mut o = NixlOptions { landing, ..NixlOptions::default() };
+        if !backend.is_empty() {
+            o.backend = backend.to_string();
+        }
+        for line in params.lines().filter(|l| !l.is_empty()) {
+            let Some((key, value)) = line.split_once('=') else {
+                let text = format!("nixl_params: {line:?} is not key=value");
+                return Err(Error::new(Status::InvalidArgument, text));
+            };
+            o.parameters.push((key.to_string(), value.to_string()));
+        }
+        if !library.is_empty() {
+            o.library = Some(library.into());
+        }
+        if self.nixl_patience_ms != 0 {
+            o.patience = Duration::from_millis(u64::from(self.nixl_patience_ms));
+        }
+        Ok((o != NixlOptions::default()
+            || !self.nixl_backend.is_null()
+            || !self.nixl_params.is_null()
+            || !self.nixl_library.is_null())
+        .then_some(o))
     }
 }

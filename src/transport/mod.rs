@@ -1,7 +1,8 @@
 //! The transport trait: moves spans between this process and linked peers.
 //!
 //! A transport is driven by one thread. It never blocks, never calls back, and knows nothing of requests, leases or
-//! layouts: it gets regions, links and jobs, and reports the end of each job exactly once.
+//! layouts: it gets regions, links and jobs, and reports the end of each job exactly once. When it is dropped, it has ended
+//! all use of registered memory.
 //!
 //! Bytes move in one of three ways; a link says which of them it offers:
 //!
@@ -11,6 +12,7 @@
 //!   have expanded the same request of the same plan, which a digest checks.
 
 pub mod host;
+pub mod nixl;
 mod poller;
 
 pub use poller::{Interest, Poller, Ready};
@@ -68,7 +70,8 @@ pub struct Job {
 pub struct Done {
     /// Which job.
     pub id: JobId,
-    /// How it ended, with a sentence when it failed.
+    /// How it ended, with a sentence when it failed. No further byte of its local memory changes or is read, unless that
+    /// cannot be proven: [`Status::Quarantined`].
     pub result: Result<()>,
     /// Bytes moved.
     pub bytes: u64,
@@ -92,15 +95,6 @@ pub struct Link {
     pub rejected: Vec<String>,
 }
 
-/// What is certain after a cancel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fence {
-    /// No further byte of the job's local memory changes or is read.
-    Quiescent,
-    /// That cannot be proven: the memory must not be reused.
-    Quarantined,
-}
-
 /// Moves spans. See the module's documentation for the rules.
 pub trait Transport: Send {
     /// Its name in configuration and reports.
@@ -110,7 +104,7 @@ pub trait Transport: Send {
     fn register(&mut self, region: u32, memory: &Memory) -> Result<()>;
 
     /// Ends all use of a region: jobs that touch it fail first. Afterwards no byte of it is read or written by us, and no
-    /// peer's job writes to it.
+    /// peer's job writes to it. Jobs of other regions may end as well: an agent moves nothing after a deregistration.
     fn deregister(&mut self, region: u32) -> Result<()>;
 
     /// What a peer needs to link to us: opaque bytes that travel in the handshake.
@@ -123,15 +117,15 @@ pub trait Transport: Send {
     /// broken: its jobs fail, and later ones are refused for the same reason.
     fn attach(&mut self, link: LinkId, socket: TcpStream) -> Result<()>;
 
-    /// Ends a link; its jobs fail with [`Status::PeerDead`]. Afterwards nothing of it touches our memory.
+    /// Ends a link; its jobs fail with [`Status::PeerDead`], as if they were cancelled.
     fn disconnect(&mut self, link: LinkId);
 
     /// Accepts a job. An error means that nothing was started and the job is gone.
     fn post(&mut self, job: Job) -> Result<()>;
 
-    /// Ends a job early; the next [`progress`](Transport::progress) reports it as done with `reason`, unless it had ended
-    /// by itself already. The fence holds when this returns. An unknown job is quiescent.
-    fn cancel(&mut self, job: JobId, reason: Status) -> Fence;
+    /// Ends a job early: as soon as nothing touches its local memory any more, [`progress`](Transport::progress) reports it
+    /// as done with `reason`, unless it had ended by itself already. Unknown jobs have ended.
+    fn cancel(&mut self, job: JobId, reason: Status);
 
     /// The 8 bytes at an offset of a peer's region, read now, after everything that pulls have copied; `None` where that takes
     /// longer than a moment.

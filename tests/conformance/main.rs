@@ -3,6 +3,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../nixl/mod.rs"]
+mod nixl;
 
 mod flat;
 mod load;
@@ -38,7 +40,9 @@ macro_rules! suite {
             $(mod $module {
                 $(#[test]
                 fn $case() {
-                    crate::$module::$case($transport);
+                    if $transport.available() {
+                        crate::$module::$case($transport);
+                    }
                 })*
             })*
         }
@@ -91,4 +95,6 @@ conformance! {
     shm: crate::transport::SHM;
     cma: crate::transport::CMA;
     tcp: crate::transport::TCP;
+    nixl_ucx: crate::transport::NIXL_UCX;
+    nixl_ucx_tcp: crate::transport::NIXL_UCX_TCP;
 }

@@ -55,7 +55,7 @@ impl Child {
             lines.filter_map(|l| l.strip_prefix('@').map(str::to_string)).try_for_each(|l| sender.send(l))
         });
         let mut child = Child { process, stdin, answers, address: String::new() };
-        child.address = child.ask(&format!("start {} {name} {listen} {} {seed}", t.name, heartbeat.as_millis()));
+        child.address = child.ask(&format!("start {} {name} {listen} {} {seed}", t.label, heartbeat.as_millis()));
         child
     }
 
@@ -163,7 +163,7 @@ struct Inside {
 impl Inside {
     fn start(words: &[&str]) -> Inside {
         let &[_, transport, name, listen, heartbeat, seed] = words else { panic!("{words:?}") };
-        let t = Transport::named(transport);
+        let t = Transport::labelled(transport);
         let mut c = config(t, name, 0, 1);
         c.listen = listen.into();
         c.endpoint.heartbeat = Duration::from_millis(heartbeat.parse().unwrap());

@@ -3,11 +3,8 @@
 use crate::flat::SMALL;
 use crate::rank::PATIENCE;
 use crate::transport::Transport;
-use kvlink::agent::AgentConfig;
 use kvlink::layout::layout_to_json;
 use kvlink::memory::{Memory, SharedMemory};
-use kvlink::transport::host::Host;
-use kvlink::transport::{Poller, Transport as _};
 use kvlink::wire::{
     BOARD_BYTES, BOARD_REGION, Entry, FrameDecoder, Message, Preamble, Purpose, StreamKind, VERSION_MAX, VERSION_MIN,
     encode_frame,
@@ -114,21 +111,19 @@ pub struct Liar {
     pub entry: Entry,
     pub pull: bool,
     _memory: Arc<SharedMemory>,
-    _host: Host,
+    name: &'static str,
+    _transport: Box<dyn kvlink::transport::Transport>,
 }
 
 impl Liar {
     pub fn new(t: Transport, incarnation: u64) -> Liar {
-        let mut config = AgentConfig::new("liar", 0, 1);
-        t.choose(&mut config);
-        // It has one data connection only, and says so.
-        config.host.streams = 1;
-        let mut host = Host::new(Arc::new(Poller::new().unwrap()), 0..8, config.host).unwrap();
+        let mut transport = t.alone();
+        let name = transport.name();
         let layout = SMALL.layout();
         let memory = Arc::new(SharedMemory::allocate(layout.regions()[0].len as usize).unwrap());
         let board = Arc::new(SharedMemory::allocate(BOARD_BYTES).unwrap());
-        host.register(BOARD_REGION, &Memory::shared(board)).unwrap();
-        host.register(0, &Memory::shared(memory.clone())).unwrap();
+        transport.register(BOARD_REGION, &Memory::shared(board)).unwrap();
+        transport.register(0, &Memory::shared(memory.clone())).unwrap();
         let hello = Message::Hello {
             versions: (VERSION_MIN, VERSION_MAX),
             purpose: Purpose::Peer,
@@ -142,9 +137,9 @@ impl Liar {
             address: "127.0.0.1:1".into(),
             incarnation,
             layout: layout_to_json(&layout),
-            transports: vec![("host".into(), host.metadata())],
+            transports: vec![(name.into(), transport.metadata())],
         };
-        Liar { hello, entry, pull: t.pulls, _memory: memory, _host: host }
+        Liar { hello, entry, pull: t.pulls, _memory: memory, name, _transport: transport }
     }
 
     /// Up to the link, with the token for data connections.
@@ -155,7 +150,7 @@ impl Liar {
         let Message::Welcome { token, .. } = welcome else { unreachable!() };
         raw.until("the directory", |m| matches!(m, Message::Directory(_)));
         raw.send(&Message::Directory(vec![self.entry.clone()]));
-        raw.send(&Message::Link { transport: "host".into(), pull: self.pull });
+        raw.send(&Message::Link { transport: self.name.into(), pull: self.pull });
         raw.until("the link", |m| matches!(m, Message::Link { .. }));
         (raw, token)
     }

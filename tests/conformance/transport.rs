@@ -1,11 +1,16 @@
 //! What is under test.
 
 use kvlink::agent::{AgentConfig, Require};
-use kvlink::transport::host::HostOptions;
+use kvlink::transport::host::{Host, HostOptions};
+use kvlink::transport::nixl::{Nixl, NixlOptions};
+use kvlink::transport::{Poller, Transport as Real};
+use std::sync::Arc;
 
 /// One way of moving bytes, and how to get it.
 #[derive(Clone, Copy, Debug)]
 pub struct Transport {
+    /// Among the ways that are tested.
+    pub label: &'static str,
     /// As it is reported.
     pub name: &'static str,
     /// Registered memory must be shareable.
@@ -18,7 +23,8 @@ pub struct Transport {
 impl Transport {
     /// Nothing but this transport.
     pub fn choose(self, config: &mut AgentConfig) {
-        config.host = HostOptions { shm: false, cma: false, tcp: false, ptracer_any: true, ..HostOptions::default() };
+        let tcp = self.name.starts_with("nixl");
+        config.host = HostOptions { shm: false, cma: false, tcp, ptracer_any: true, ..HostOptions::default() };
         (self.enable)(config, true);
         config.require = Require::Named(self.name.into());
     }
@@ -30,16 +36,58 @@ impl Transport {
         config.require = Require::Any;
     }
 
-    pub fn named(name: &str) -> Transport {
-        *ALL.iter().find(|t| t.name == name).unwrap()
+    pub fn labelled(label: &str) -> Transport {
+        *ALL.iter().find(|t| t.label == label).unwrap()
+    }
+
+    /// It can be had on this machine.
+    pub fn available(self) -> bool {
+        !self.name.starts_with("nixl") || crate::nixl::packages().is_some()
+    }
+
+    /// The transport itself, without an agent.
+    pub fn alone(self) -> Box<dyn Real> {
+        let mut config = AgentConfig::new("alone", 0, 1);
+        self.choose(&mut config);
+        // It has one data connection only, and says so.
+        config.host.streams = 1;
+        let poller = Arc::new(Poller::new().unwrap());
+        match config.nixl {
+            Some(options) => Box::new(Nixl::new(poller, 0, options.on_loopback()).unwrap()),
+            None => Box::new(Host::new(poller, 0..8, config.host).unwrap()),
+        }
     }
 }
 
 pub const SHM: Transport =
-    Transport { name: "host/shm", shareable: true, pulls: true, enable: |c, on| c.host.shm = on };
+    Transport { label: "shm", name: "host/shm", shareable: true, pulls: true, enable: |c, on| c.host.shm = on };
 pub const CMA: Transport =
-    Transport { name: "host/cma", shareable: false, pulls: true, enable: |c, on| c.host.cma = on };
+    Transport { label: "cma", name: "host/cma", shareable: false, pulls: true, enable: |c, on| c.host.cma = on };
 pub const TCP: Transport =
-    Transport { name: "host/tcp", shareable: false, pulls: false, enable: |c, on| c.host.tcp = on };
+    Transport { label: "tcp", name: "host/tcp", shareable: false, pulls: false, enable: |c, on| c.host.tcp = on };
+/// What UCX chooses on one host: copies across processes, and TCP beside them.
+pub const NIXL_UCX: Transport = Transport {
+    label: "nixl-ucx",
+    name: "nixl/ucx",
+    shareable: false,
+    pulls: true,
+    enable: |c, on| c.nixl = on.then(|| ucx("")),
+};
+/// What UCX does between hosts without special cards.
+pub const NIXL_UCX_TCP: Transport = Transport {
+    label: "nixl-ucx-tcp",
+    name: "nixl/ucx",
+    shareable: false,
+    pulls: true,
+    enable: |c, on| c.nixl = on.then(|| ucx("TLS=tcp")),
+};
 
-const ALL: &[Transport] = &[SHM, CMA, TCP];
+const ALL: &[Transport] = &[SHM, CMA, TCP, NIXL_UCX, NIXL_UCX_TCP];
+
+fn ucx(engine: &str) -> NixlOptions {
+    let parameters = match engine {
+        "" => Vec::new(),
+        engine => vec![("engine_config".to_string(), engine.to_string())],
+    };
+    NixlOptions { library: crate::nixl::packages(), parameters, ..NixlOptions::default() }
+}

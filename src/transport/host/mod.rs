@@ -5,7 +5,7 @@
 //! - *host/tcp*: streams over one or more sockets, scattered and gathered straight from and into registered memory.
 //!
 //! Whichever way, only the destination's thread writes the destination's memory, and only within a call of this
-//! transport: that is why every [`cancel`](Transport::cancel) is [`Fence::Quiescent`].
+//! transport: that is why every [`cancel`](Transport::cancel) ends its job at once.
 
 mod chunk;
 mod conn;
@@ -26,7 +26,7 @@ mod sys;
 pub use options::HostOptions;
 pub use pull::STAGE_GAP_BYTES;
 
-use super::{Action, Done, Fence, Job, JobId, Link, LinkId, Poller, Ready, Transport};
+use super::{Action, Done, Job, JobId, Link, LinkId, Poller, Ready, Transport};
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use conn::{Conn, Context};
@@ -301,10 +301,9 @@ impl Transport for Host {
         self.links.get(&link)?.remote.peek(region, offset)
     }
 
-    fn cancel(&mut self, job: JobId, reason: Status) -> Fence {
+    fn cancel(&mut self, job: JobId, reason: Status) {
         let error = Error::new(reason, format!("job {} was ended", job.0));
         let _ = self.end_pulls(|p| p.id == job, &error) || self.end_chosen(|s| s.id == job, &error);
-        Fence::Quiescent
     }
 
     fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {

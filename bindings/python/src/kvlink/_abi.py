@@ -318,6 +318,11 @@ class kvlink_agent_config_t(ctypes.Structure):
         ("max_peers", ctypes.c_uint32),
         ("max_events", ctypes.c_uint32),
         ("join_timeout_ms", ctypes.c_uint32),
+        ("nixl_backend", ctypes.c_char_p),
+        ("nixl_params", ctypes.c_char_p),
+        ("nixl_library", ctypes.c_char_p),
+        ("nixl_patience_ms", ctypes.c_uint32),
+        ("nixl_landing", ctypes.c_uint32),
     ]
 
 

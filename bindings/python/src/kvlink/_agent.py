@@ -8,7 +8,7 @@ import os
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -69,6 +69,11 @@ class Agent:
         max_accepts: int = 0,
         max_peers: int = 0,
         max_events: int = 0,
+        nixl_backend: str | None = None,
+        nixl_params: Mapping[str, str] | None = None,
+        nixl_library: str | None = None,
+        nixl_patience: float | None = None,
+        nixl_landing: int = 0,
     ) -> None:
         """Starts an agent for a rank with this layout.
 
@@ -77,7 +82,16 @@ class Agent:
         ("shm", "cma", "tcp") that must not be used.
         """
         config = _abi.kvlink_agent_config_t(struct_size=ctypes.sizeof(_abi.kvlink_agent_config_t))
-        texts = {"listen": listen, "advertise": advertise, "leader": leader, "require_transport": require_transport}
+        params = None if nixl_params is None else "\n".join(f"{key}={value}" for key, value in nixl_params.items())
+        texts = {
+            "listen": listen,
+            "advertise": advertise,
+            "leader": leader,
+            "require_transport": require_transport,
+            "nixl_backend": nixl_backend,
+            "nixl_params": params,
+            "nixl_library": nixl_library,
+        }
         for name, text in {"instance": instance, **texts}.items():
             if text is not None:
                 setattr(config, name, c_string(name, text))
@@ -87,6 +101,7 @@ class Agent:
             "max_accepts": max_accepts,
             "max_peers": max_peers,
             "max_events": max_events,
+            "nixl_landing": nixl_landing,
         }
         for name, number in {**numbers, **limits}.items():
             if not 0 <= number < 1 << 32:
@@ -97,6 +112,7 @@ class Agent:
         config.handshake_timeout_ms = milliseconds("handshake_timeout", handshake_timeout)
         config.transfer_timeout_ms = milliseconds("transfer_timeout", transfer_timeout)
         config.lease_ms = milliseconds("lease", lease)
+        config.nixl_patience_ms = milliseconds("nixl_patience", nixl_patience)
         config.allow_remote = allow_remote
         for way in disable:
             if way not in _DISABLE:

@@ -1,0 +1,126 @@
+/* A library with NIXL's C interface that copies within the process, or misbehaves as the backend's parameter says:
+ *   mode=hang      posting a read never returns
+ *   mode=stuck     a read never ends, and writes nothing
+ *   mode=undying   the same, and the agent cannot be ended
+ * Compiled with -DSTUB it says that it is the placeholder.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef void *handle;
+enum mode { GOOD, HANG, STUCK, UNDYING };
+struct desc { uintptr_t addr; size_t len; };
+struct list { size_t n; struct desc *at; };
+struct agent { char name[256]; enum mode mode; };
+struct request { struct list local, remote; };
+
+bool nixl_capi_is_stub(void)
+{
+#ifdef STUB
+    return true;
+#else
+    return false;
+#endif
+}
+
+static int made(handle *out, size_t size) { *out = calloc(1, size); return *out ? 0 : -2; }
+static int freed(handle it) { free(it); return 0; }
+
+int nixl_capi_create_configured_agent(const char *name, const void *config, handle *out)
+{
+    (void)config;
+    int code = made(out, sizeof(struct agent));
+    strncpy(((struct agent *)*out)->name, name, 255);
+    return code;
+}
+int nixl_capi_destroy_agent(handle a) { return ((struct agent *)a)->mode == UNDYING ? -2 : freed(a); }
+int nixl_capi_get_local_md(handle a, void **data, size_t *len)
+{
+    *data = strdup(((struct agent *)a)->name);
+    *len = strlen(*data);
+    return 0;
+}
+int nixl_capi_load_remote_md(handle a, const void *data, size_t len, char **name)
+{
+    (void)a;
+    *name = strndup(data, len);
+    return 0;
+}
+int nixl_capi_invalidate_remote_md(handle a, const char *name) { (void)a, (void)name; return 0; }
+int nixl_capi_get_available_plugins(handle a, handle *out) { (void)a; return made(out, 1); }
+int nixl_capi_string_list_size(handle l, size_t *n) { (void)l; *n = 1; return 0; }
+int nixl_capi_string_list_get(handle l, size_t i, const char **text) { (void)l, (void)i; *text = "FAKE"; return 0; }
+int nixl_capi_destroy_string_list(handle l) { return freed(l); }
+int nixl_capi_create_params(handle *out) { return made(out, sizeof(enum mode)); }
+int nixl_capi_params_add(handle p, const char *key, const char *value)
+{
+    (void)key;
+    *(enum mode *)p = !strcmp(value, "hang") ? HANG : !strcmp(value, "stuck") ? STUCK : !strcmp(value, "undying") ? UNDYING : GOOD;
+    return 0;
+}
+int nixl_capi_destroy_params(handle p) { return freed(p); }
+int nixl_capi_create_backend(handle a, const char *name, handle params, handle *out)
+{
+    (void)name;
+    ((struct agent *)a)->mode = *(enum mode *)params;
+    return made(out, 1);
+}
+int nixl_capi_destroy_backend(handle b) { return freed(b); }
+int nixl_capi_create_opt_args(handle *out) { return made(out, 1); }
+int nixl_capi_opt_args_add_backend(handle o, handle b) { (void)o, (void)b; return 0; }
+int nixl_capi_destroy_opt_args(handle o) { return freed(o); }
+int nixl_capi_create_reg_dlist(int type, handle *out) { (void)type; return made(out, 1); }
+int nixl_capi_reg_dlist_add_desc(handle l, uintptr_t addr, size_t len, uint64_t dev, const void *meta, size_t n)
+{
+    (void)l, (void)addr, (void)len, (void)dev, (void)meta, (void)n;
+    return 0;
+}
+int nixl_capi_destroy_reg_dlist(handle l) { return freed(l); }
+int nixl_capi_register_mem(handle a, handle l, handle o) { (void)a, (void)l, (void)o; return 0; }
+int nixl_capi_create_xfer_dlist(int type, handle *out) { (void)type; return made(out, sizeof(struct list)); }
+int nixl_capi_xfer_dlist_add_desc(handle list, uintptr_t addr, size_t len, uint64_t dev)
+{
+    struct list *l = list;
+    (void)dev;
+    l->at = realloc(l->at, (l->n + 1) * sizeof *l->at);
+    l->at[l->n++] = (struct desc){addr, len};
+    return 0;
+}
+int nixl_capi_destroy_xfer_dlist(handle list) { free(((struct list *)list)->at); return freed(list); }
+static struct list copied(const struct list *l)
+{
+    struct list c = {l->n, malloc(l->n * sizeof *l->at + 1)};
+    memcpy(c.at, l->at, l->n * sizeof *l->at);
+    return c;
+}
+int nixl_capi_create_xfer_req(handle a, int op, handle local, handle remote, const char *peer, handle *out, handle o)
+{
+    (void)a, (void)op, (void)peer, (void)o;
+    int code = made(out, sizeof(struct request));
+    *(struct request *)*out = (struct request){copied(local), copied(remote)};
+    return code;
+}
+int nixl_capi_post_xfer_req(handle a, handle req, handle o)
+{
+    struct request *r = req;
+    (void)o;
+    while (((struct agent *)a)->mode == HANG)
+        pause();
+    if (((struct agent *)a)->mode != GOOD)
+        return 1;
+    for (size_t i = 0; i < r->local.n; i++)
+        memcpy((void *)r->local.at[i].addr, (void *)r->remote.at[i].addr, r->local.at[i].len);
+    return 0;
+}
+int nixl_capi_get_xfer_status(handle a, handle r) { (void)r; return ((struct agent *)a)->mode == GOOD ? 0 : 1; }
+int nixl_capi_release_xfer_req(handle a, handle r) { (void)a, (void)r; return 0; }
+int nixl_capi_destroy_xfer_req(handle req)
+{
+    struct request *r = req;
+    free(r->local.at);
+    free(r->remote.at);
+    return freed(req);
+}

@@ -1,0 +1,158 @@
+//! The NIXL transport over a library that hangs, sticks or cannot be ended: every job ends, and its end says what is
+//! certain.
+
+use kvlink::error::Status;
+use kvlink::layout::Span;
+use kvlink::memory::{Memory, SharedMemory};
+use kvlink::transport::nixl::{Landing, Nixl, NixlOptions};
+use kvlink::transport::{Action, Done, Job, JobId, LinkId, Poller, Transport};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+const LEN: usize = 1 << 20;
+const PATIENCE: Duration = Duration::from_millis(200);
+
+fn build(name: &str, flags: &[&str]) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nixl-fake");
+    std::fs::create_dir_all(&dir).unwrap();
+    let out = dir.join(format!("{}-{name}.so", std::process::id()));
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"])
+        .args(flags)
+        .args([&root.join("tests/nixl/fake.c"), Path::new("-o"), &out])
+        .status();
+    assert!(status.unwrap().success());
+    out
+}
+
+fn fake() -> PathBuf {
+    static FAKE: OnceLock<PathBuf> = OnceLock::new();
+    FAKE.get_or_init(|| build("fake", &[])).clone()
+}
+
+struct Node {
+    nixl: Nixl,
+    memory: Arc<SharedMemory>,
+}
+
+impl Node {
+    fn new(mode: &str, landing: Landing) -> Node {
+        let options = NixlOptions {
+            library: Some(fake()),
+            backend: "FAKE".into(),
+            parameters: vec![("mode".into(), mode.into())],
+            landing,
+            patience: PATIENCE,
+        };
+        let mut nixl = Nixl::new(Arc::new(Poller::new().unwrap()), 0, options).unwrap();
+        let memory = Arc::new(SharedMemory::allocate(LEN).unwrap());
+        nixl.register(0, &Memory::shared(memory.clone())).unwrap();
+        Node { nixl, memory }
+    }
+
+    fn read(&mut self, id: u64, from: &Node) {
+        if id == 1 {
+            self.nixl.connect(LinkId(1), &from.nixl.metadata()).unwrap();
+        }
+        let spans = vec![Span { src_offset: 0, dst_offset: 0, len: LEN as u64, src_region: 0, dst_region: 0 }];
+        self.nixl.post(Job { id: JobId(id), link: LinkId(1), action: Action::Pull, spans, staged: false }).unwrap();
+    }
+
+    fn end(&mut self) -> Done {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut done = Vec::new();
+        while done.is_empty() {
+            assert!(Instant::now() < deadline, "no end");
+            self.nixl.progress(&[], 0, &mut done);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(done.len(), 1);
+        done.remove(0)
+    }
+}
+
+fn source() -> Node {
+    let node = Node::new("good", Landing::Auto);
+    unsafe { std::ptr::write_bytes(node.memory.addr() as *mut u8, 7, LEN) };
+    node
+}
+
+#[test]
+fn a_good_library_moves_bytes() {
+    let (source, mut sink) = (source(), Node::new("good", Landing::Auto));
+    for id in 1..20 {
+        sink.read(id, &source);
+        assert_eq!(sink.end().bytes, LEN as u64);
+    }
+    let have = unsafe { std::slice::from_raw_parts(sink.memory.addr() as *const u8, LEN) };
+    assert!(have.iter().all(|b| *b == 7));
+}
+
+#[test]
+fn a_read_that_never_ends_ends_with_the_agent_that_reads() {
+    let (source, mut sink) = (source(), Node::new("stuck", Landing::Direct));
+    sink.read(1, &source);
+    sink.nixl.cancel(JobId(1), Status::Deadline);
+    assert_eq!(sink.end().result.unwrap_err().status(), Status::Deadline);
+    // The next agent sticks as well, and is ended as well.
+    sink.read(2, &source);
+    sink.nixl.disconnect(LinkId(1));
+    assert_eq!(sink.end().result.unwrap_err().status(), Status::PeerDead);
+}
+
+#[test]
+fn an_agent_that_cannot_be_ended_leaves_its_blocks_quarantined() {
+    let (source, mut sink) = (source(), Node::new("undying", Landing::Direct));
+    sink.read(1, &source);
+    sink.nixl.cancel(JobId(1), Status::Cancelled);
+    let e = sink.end().result.unwrap_err();
+    assert_eq!(e.status(), Status::Quarantined);
+    assert!(e.message().contains("could not be ended"), "{e}");
+    assert_eq!(sink.nixl.deregister(0).unwrap_err().status(), Status::Quarantined);
+}
+
+/// In staging memory even that costs the blocks nothing.
+#[test]
+fn staged_reads_are_never_quarantined() {
+    let (source, mut sink) = (source(), Node::new("undying", Landing::Staged));
+    sink.read(1, &source);
+    sink.nixl.cancel(JobId(1), Status::Cancelled);
+    assert_eq!(sink.end().result.unwrap_err().status(), Status::Cancelled);
+}
+
+#[test]
+fn a_call_that_never_returns_holds_nobody_for_ever() {
+    let (source, mut sink) = (source(), Node::new("hang", Landing::Auto));
+    sink.read(1, &source);
+    sink.nixl.cancel(JobId(1), Status::Cancelled);
+    let e = sink.end().result.unwrap_err();
+    assert_eq!(e.status(), Status::Quarantined);
+    assert!(e.message().contains("has not returned for"), "{e}");
+    let e = sink.nixl.connect(LinkId(2), &source.nixl.metadata()).unwrap_err();
+    assert!(e.message().contains("has not returned for"), "{e}");
+    let Node { nixl, memory } = sink;
+    drop(nixl);
+    // Whatever the call does when it returns, it does to memory that is there.
+    assert!(Arc::strong_count(&memory) > 1);
+}
+
+#[test]
+fn the_placeholder_is_not_used() {
+    let options = NixlOptions { library: Some(build("stub", &["-DSTUB"])), ..NixlOptions::default() };
+    // In a process of its own: another copy is loaded here.
+    if std::env::var_os("KVLINK_NIXL_STUB").is_none() {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["the_placeholder_is_not_used", "--exact"])
+            .env("KVLINK_NIXL_STUB", "1")
+            .status();
+        assert!(status.unwrap().success());
+        return;
+    }
+    let e = Nixl::new(Arc::new(Poller::new().unwrap()), 0, options).err().unwrap();
+    assert_eq!(e.status(), Status::TransportUnavailable);
+    assert!(e.message().contains("placeholder") && e.message().contains("pip install"), "{e}");
+}
