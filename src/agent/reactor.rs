@@ -25,6 +25,8 @@ pub(super) const SLICE: u64 = 1 << 20;
 const MAX_VISITORS: usize = 256;
 /// Time they have for it.
 const VISITOR_TIME: Duration = Duration::from_secs(10);
+/// Data connections of a link that is not made yet: as many as any transport asks for.
+const MAX_EARLY: usize = 64;
 pub(super) struct Reactor {
     shared: Arc<Shared>,
     poller: Arc<Poller>,
@@ -420,7 +422,13 @@ impl Reactor {
             }
             StreamKind::Data { token } => match self.tokens.get(&token).copied() {
                 Some(conn) if self.transports.has_link(conn) => self.attach(conn, visitor.stream),
-                Some(conn) => self.early.entry(conn).or_default().push(visitor.stream),
+                Some(conn) => {
+                    let early = self.early.entry(conn).or_default();
+                    match early.len() < MAX_EARLY {
+                        true => early.push(visitor.stream),
+                        false => log::warn!("kvlink: more than {MAX_EARLY} data connections before their link were made"),
+                    }
+                }
                 None => log::warn!("kvlink: a data connection with an unknown token was dropped"),
             },
         }

@@ -62,6 +62,18 @@ pub fn garbage(t: Transport) {
     let mut s = open(&address);
     s.write_all(&wrong).unwrap();
     closes(s);
+    // More data connections than any link has, before there is one: those beyond are closed, the others stay.
+    let (mut early, token) = Liar::new(t, 8).greet(&address);
+    let connect = |_| {
+        let mut s = open(&address);
+        s.write_all(&Preamble(StreamKind::Data { token }).encode()).unwrap();
+        s
+    };
+    let stay: Vec<_> = (0..64).map(connect).collect();
+    early.alive();
+    (0..6).map(connect).for_each(closes);
+    early.alive();
+    drop((early, stay));
     // A data connection that nobody expects.
     let mut s = open(&address);
     s.write_all(&Preamble(StreamKind::Data { token: 0x1234 }).encode()).unwrap();

@@ -142,12 +142,18 @@ impl Liar {
         Liar { hello, entry, pull: t.pulls, _memory: memory, name, _transport: transport }
     }
 
-    /// Up to the link, with the token for data connections.
-    pub fn link(&self, address: &str) -> (Raw, u64) {
+    /// Up to the welcome, with the token for data connections.
+    pub fn greet(&self, address: &str) -> (Raw, u64) {
         let mut raw = Raw::connect(address);
         raw.send(&self.hello);
         let welcome = raw.until("the welcome", |m| matches!(m, Message::Welcome { .. }));
         let Message::Welcome { token, .. } = welcome else { unreachable!() };
+        (raw, token)
+    }
+
+    /// Up to the link, with the token for data connections.
+    pub fn link(&self, address: &str) -> (Raw, u64) {
+        let (mut raw, token) = self.greet(address);
         raw.until("the directory", |m| matches!(m, Message::Directory(_)));
         raw.send(&Message::Directory(vec![self.entry.clone()]));
         raw.send(&Message::Link { transport: self.name.into(), pull: self.pull });
