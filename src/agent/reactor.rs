@@ -422,13 +422,10 @@ impl Reactor {
             }
             StreamKind::Data { token } => match self.tokens.get(&token).copied() {
                 Some(conn) if self.transports.has_link(conn) => self.attach(conn, visitor.stream),
-                Some(conn) => {
-                    let early = self.early.entry(conn).or_default();
-                    match early.len() < MAX_EARLY {
-                        true => early.push(visitor.stream),
-                        false => log::warn!("kvlink: more than {MAX_EARLY} data connections before their link were made"),
-                    }
+                Some(conn) if self.early.get(&conn).is_some_and(|e| e.len() >= MAX_EARLY) => {
+                    log::warn!("kvlink: a data connection beyond {MAX_EARLY} that came before their link was dropped");
                 }
+                Some(conn) => self.early.entry(conn).or_default().push(visitor.stream),
                 None => log::warn!("kvlink: a data connection with an unknown token was dropped"),
             },
         }
