@@ -7,7 +7,7 @@ use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::nixl::{Landing, Nixl, NixlOptions};
 use kvlink::transport::{Action, Done, Job, JobId, LinkId, Poller, Transport};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -148,6 +148,7 @@ fn the_placeholder_is_not_used() {
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["the_placeholder_is_not_used", "--exact"])
             .env("KVLINK_NIXL_STUB", "1")
+            .stdout(Stdio::null())
             .status();
         assert!(status.unwrap().success());
         return;
