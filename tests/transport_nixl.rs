@@ -2,9 +2,11 @@
 
 mod nixl;
 
+use kvlink::agent::{Agent, AgentConfig, Require};
 use kvlink::error::Status;
-use kvlink::layout::Span;
+use kvlink::layout::{Layout, LayoutDesc, Region, Span};
 use kvlink::memory::{Memory, SharedMemory};
+use kvlink::proto::{Direction, EventKind};
 use kvlink::transport::nixl::{Landing, Nixl, NixlOptions};
 use kvlink::transport::{Action, Done, Job, JobId, Link, LinkId, Poller, Ready, Transport};
 use std::io::{BufRead, BufReader, Write};
@@ -169,6 +171,13 @@ fn child() {
         println!("@refused {}", e.replace('\n', " "));
         std::process::exit(0);
     };
+    if engine == "required" {
+        let mut config = AgentConfig::new("a", 0, 1);
+        config.require = Require::Named("nixl".into());
+        let e = Agent::new(config, layout()).err().unwrap();
+        assert_eq!(e.status(), Status::TransportUnavailable);
+        return refused(e.message().to_string());
+    }
     if engine == "no-agent" {
         start(options(AUTO)).unwrap().map(|_| ()).unwrap_or_else(refused);
         println!("@started");
@@ -485,19 +494,63 @@ fn an_agent_for_this_host_listens_on_loopback() {
             let status = Command::new(std::env::current_exe().unwrap())
                 .args(["an_agent_for_this_host_listens_on_loopback", "--exact", "--test-threads=1"])
                 .env(CHILD, remote)
+                .stdout(Stdio::null())
                 .status();
             assert!(status.unwrap().success(), "{remote}");
         }
         return;
     };
-    let mut config = kvlink::agent::AgentConfig::new("a", 0, 1);
+    let mut config = AgentConfig::new("a", 0, 1);
     config.nixl = Some(NixlOptions { library: nixl::packages(), ..NixlOptions::default() });
     config.allow_remote = wanted == "remote";
-    let region = vec![kvlink::layout::Region { len: 4096 }];
-    let desc = kvlink::layout::LayoutDesc { regions: region, ..Default::default() };
-    let _agent = kvlink::agent::Agent::new(config, Arc::new(kvlink::layout::Layout::new(desc).unwrap())).unwrap();
+    let _agent = Agent::new(config, layout()).unwrap();
     let outside = listening().iter().any(|a| a != "0100007F");
     // A machine without a network has nothing to listen on but loopback.
     let network = std::fs::read_dir("/sys/class/net").unwrap().flatten().any(|n| n.file_name() != "lo");
     assert_eq!(outside, wanted == "remote" && network, "{:?}", listening());
+}
+
+/// A region and nothing in it.
+fn layout() -> Arc<Layout> {
+    Arc::new(Layout::new(LayoutDesc { regions: vec![Region { len: 4096 }], ..Default::default() }).unwrap())
+}
+
+/// Required and not found, it says so instead of doing without.
+#[test]
+fn an_agent_that_requires_nixl_does_not_do_without() {
+    let mut child = Source::start("required", &[("LD_LIBRARY_PATH", "")]);
+    let answer = child.answer().expect("an answer");
+    for part in ["libnixl_capi.so cannot be loaded", "pip install"] {
+        assert!(answer.contains(part), "{part:?} is not in {answer:?}");
+    }
+    assert!(exit(&mut child).success());
+}
+
+/// A way of this host by which the destination pulls is better than NIXL, and NIXL better than streams.
+#[test]
+fn nixl_comes_between_the_ways_of_the_host() {
+    let Some(o) = options(AUTO) else { return };
+    let report = |shm: bool, tcp: bool| {
+        let agents = ["a", "b"].map(|name| {
+            let mut c = AgentConfig::new(name, 0, 1);
+            (c.host.shm, c.host.cma, c.host.tcp) = (shm, false, tcp);
+            c.nixl = Some(o.clone());
+            let agent = Agent::new(c, layout()).unwrap();
+            agent.register(0, Memory::shared(Arc::new(SharedMemory::allocate(4096).unwrap()))).unwrap();
+            agent
+        });
+        let peer = agents[0].handshake(agents[1].address(), Direction::Inbound, 0).unwrap();
+        loop {
+            let e = agents[0].poll(1, Some(PATIENCE)).pop().expect("an event");
+            if e.kind == EventKind::Handshake {
+                assert_eq!(e.status, Status::Ok, "{}", e.text);
+                return agents[0].effective_transports(peer).unwrap();
+            }
+        }
+    };
+    let both = report(true, true);
+    assert!(both.starts_with("rank 0: host/shm"), "{both}");
+    let streams = report(false, true);
+    assert!(streams.starts_with("rank 0: nixl/ucx"), "{streams}");
+    assert!(streams.contains("(host/tcp: works, but the source has to send)"), "{streams}");
 }

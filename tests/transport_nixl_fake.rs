@@ -7,7 +7,7 @@ use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::nixl::{Landing, Nixl, NixlOptions};
 use kvlink::transport::{Action, Done, Job, JobId, LinkId, Poller, Transport};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -115,6 +115,18 @@ fn an_agent_that_cannot_be_ended_leaves_its_blocks_quarantined() {
     assert_eq!(sink.nixl.deregister(0).unwrap_err().status(), Status::Quarantined);
 }
 
+/// Another link to the same process is a fresh start, also before the broken one was let go.
+#[test]
+fn a_broken_link_does_not_spoil_the_next() {
+    let (source, mut sink) = (source(), Node::new("drop", Landing::Auto));
+    sink.read(1, &source);
+    assert_eq!(sink.end().result.unwrap_err().status(), Status::Incarnation);
+    sink.nixl.connect(LinkId(2), &source.nixl.metadata()).unwrap();
+    let spans = vec![Span { src_offset: 0, dst_offset: 0, len: LEN as u64, src_region: 0, dst_region: 0 }];
+    sink.nixl.post(Job { id: JobId(2), link: LinkId(2), action: Action::Pull, spans, staged: false }).unwrap();
+    sink.end().result.unwrap();
+}
+
 /// In staging memory even that costs the blocks nothing.
 #[test]
 fn staged_reads_are_never_quarantined() {
@@ -148,6 +160,7 @@ fn the_placeholder_is_not_used() {
         let status = Command::new(std::env::current_exe().unwrap())
             .args(["the_placeholder_is_not_used", "--exact"])
             .env("KVLINK_NIXL_STUB", "1")
+            .stdout(Stdio::null())
             .status();
         assert!(status.unwrap().success());
         return;

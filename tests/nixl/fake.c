@@ -1,6 +1,7 @@
 /* A library with NIXL's C interface that copies within the process, or misbehaves as the backend's parameter says:
  *   mode=hang      posting a read never returns
  *   mode=stuck     a read never ends, and writes nothing
+ *   mode=drop      the first read fails, and so do others until the peer is forgotten
  *   mode=undying   the same, and the agent cannot be ended
  * Compiled with -DSTUB it says that it is the placeholder.
  */
@@ -11,10 +12,10 @@
 #include <unistd.h>
 
 typedef void *handle;
-enum mode { GOOD, HANG, STUCK, UNDYING };
+enum mode { GOOD, HANG, STUCK, UNDYING, DROP };
 struct desc { uintptr_t addr; size_t len; };
 struct list { size_t n; struct desc *at; };
-struct agent { char name[256]; enum mode mode; };
+struct agent { char name[256]; enum mode mode; bool dropped; };
 struct request { struct list local, remote; };
 
 bool nixl_capi_is_stub(void)
@@ -49,7 +50,15 @@ int nixl_capi_load_remote_md(handle a, const void *data, size_t len, char **name
     *name = strndup(data, len);
     return 0;
 }
-int nixl_capi_invalidate_remote_md(handle a, const char *name) { (void)a, (void)name; return 0; }
+int nixl_capi_invalidate_remote_md(handle agent, const char *name)
+{
+    struct agent *a = agent;
+    (void)name;
+    if (a->dropped)
+        a->mode = GOOD;
+    a->dropped = false;
+    return 0;
+}
 int nixl_capi_get_available_plugins(handle a, handle *out) { (void)a; return made(out, 1); }
 int nixl_capi_string_list_size(handle l, size_t *n) { (void)l; *n = 1; return 0; }
 int nixl_capi_string_list_get(handle l, size_t i, const char **text) { (void)l, (void)i; *text = "FAKE"; return 0; }
@@ -58,7 +67,7 @@ int nixl_capi_create_params(handle *out) { return made(out, sizeof(enum mode)); 
 int nixl_capi_params_add(handle p, const char *key, const char *value)
 {
     (void)key;
-    *(enum mode *)p = !strcmp(value, "hang") ? HANG : !strcmp(value, "stuck") ? STUCK : !strcmp(value, "undying") ? UNDYING : GOOD;
+    *(enum mode *)p = !strcmp(value, "hang") ? HANG : !strcmp(value, "stuck") ? STUCK : !strcmp(value, "undying") ? UNDYING : !strcmp(value, "drop") ? DROP : GOOD;
     return 0;
 }
 int nixl_capi_destroy_params(handle p) { return freed(p); }
@@ -98,7 +107,9 @@ static struct list copied(const struct list *l)
 }
 int nixl_capi_create_xfer_req(handle a, int op, handle local, handle remote, const char *peer, handle *out, handle o)
 {
-    (void)a, (void)op, (void)peer, (void)o;
+    (void)op, (void)peer, (void)o;
+    if (((struct agent *)a)->dropped)
+        return -2;
     int code = made(out, sizeof(struct request));
     *(struct request *)*out = (struct request){copied(local), copied(remote)};
     return code;
@@ -109,6 +120,10 @@ int nixl_capi_post_xfer_req(handle a, handle req, handle o)
     (void)o;
     while (((struct agent *)a)->mode == HANG)
         pause();
+    if (((struct agent *)a)->mode == DROP) {
+        ((struct agent *)a)->dropped = true;
+        return -2;
+    }
     if (((struct agent *)a)->mode != GOOD)
         return 1;
     for (size_t i = 0; i < r->local.n; i++)

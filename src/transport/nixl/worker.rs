@@ -210,7 +210,16 @@ impl<R: Report> Worker<R> {
     }
 
     fn connect(&mut self, link: LinkId, peer: Peer) -> Result<()> {
-        self.agents()?.load(&peer.agent, &peer.metadata)?;
+        let same = |l: &Link| l.peer.agent == peer.agent;
+        let spoilt = self.links.values().any(|l| same(l) && l.broken.is_some());
+        let in_use = |f: &Flight| self.links.get(&f.link).is_some_and(same);
+        let in_use = self.links.values().any(|l| same(l) && l.broken.is_none()) || self.flights.iter().any(in_use);
+        let agents = self.agents()?;
+        if spoilt && !in_use {
+            // NIXL goes on refusing a peer that it has lost until it is told to forget it.
+            agents.forget(&peer.agent);
+        }
+        agents.load(&peer.agent, &peer.metadata)?;
         self.links.insert(link, Link { peer, broken: None, gone: false, prompt: 0 });
         Ok(())
     }
