@@ -12,7 +12,8 @@ esac
 case "${1:-}" in deb | test)
     command -v git >/dev/null 2>&1 || missing="$missing git"
     # dpkg asks for the packages, not for the programs.
-    for package in build-essential debhelper cmake; do
+    for package in build-essential debhelper cmake \
+        dh-python pybuild-plugin-pyproject python3 python3-hatchling python3-pyelftools; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
     done
 esac

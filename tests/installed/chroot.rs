@@ -3,8 +3,11 @@
 use crate::tools::{output, skip};
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+const ENVIRONMENT: [(&str, &str); 2] = [("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("LC_ALL", "C.UTF-8")];
 
 pub struct Root {
     pub path: PathBuf,
@@ -33,8 +36,19 @@ impl Root {
         let mut all: Vec<&OsStr> = vec![self.path.as_os_str(), program.as_ref()];
         all.extend(args.iter().map(|a| OsStr::new(*a)));
         let mut command = own(script, &all);
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
+        command.env_clear().envs(ENVIRONMENT);
         command
+    }
+
+    /// A program outside that runs a command inside; arguments that it gets are added.
+    pub fn program(&self, at: &Path, program: &str, args: &[&str]) {
+        let command = self.command(program, args);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words = words.map(|w| format!("'{}'", w.to_str().unwrap().replace('\'', r"'\''")));
+        let environment = ENVIRONMENT.iter().map(|(name, value)| format!("{name}={value}"));
+        let line: Vec<String> = environment.chain(words).collect();
+        fs::write(at, format!("#!/bin/sh\nexec env -i {} \"$@\"\n", line.join(" "))).unwrap();
+        fs::set_permissions(at, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     pub fn put(&self, file: &Path, dir: &str) {

@@ -2,6 +2,7 @@
 
 use crate::chroot::{Root, is_root};
 use crate::files::{expected, tree};
+use crate::languages::{Engines, driver, moves};
 use crate::prefix::{RIGHT, clean, fresh};
 use crate::tools::{all_here, output, root, skip, succeed};
 use std::collections::BTreeSet;
@@ -56,19 +57,20 @@ fn the_library_package_has_the_library_alone() {
     assert!(files.iter().any(|f| f.ends_with("/libkvlink.so.0")), "{files:?}");
 }
 
-/// A minimal system with a C compiler, from the distribution's mirror; kept outside the tree for the next run.
-fn system() -> Result<PathBuf, String> {
+/// An archive of a minimal system with these packages, from the distribution's mirror; kept outside the tree for the next
+/// run.
+fn archive(name: &str, packages: &str) -> Result<PathBuf, String> {
     let release = fs::read_to_string("/etc/os-release").map_err(|e| format!("/etc/os-release: {e}"))?;
     let codename =
         release.lines().find_map(|l| l.strip_prefix("VERSION_CODENAME=")).ok_or("the system has no codename")?;
     let home = std::env::var_os("HOME").map(|h| Path::new(&h).join(".cache"));
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home).ok_or("HOME is not set")?.join("kvlink");
     fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
-    let (kept, new) = (cache.join(format!("{codename}-c.tar.gz")), format!("{codename}-{}.tar.gz", std::process::id()));
+    let kept = cache.join(format!("{codename}-{name}.tar.gz"));
     if !kept.exists() {
-        let new = cache.join(new);
+        let new = cache.join(format!("{codename}-{name}-{}.tar.gz", std::process::id()));
         let mut mmdebstrap = Command::new("mmdebstrap");
-        mmdebstrap.args(["--variant=minbase", "--include=gcc,libc6-dev,pkg-config", codename]).arg(&new);
+        mmdebstrap.args(["--variant=minbase", &format!("--include={packages}"), codename]).arg(&new);
         let output = output(&mut mmdebstrap);
         if !output.status.success() {
             let _ = fs::remove_file(new);
@@ -77,6 +79,33 @@ fn system() -> Result<PathBuf, String> {
         fs::rename(new, &kept).map_err(|e| format!("{}: {e}", kept.display()))?;
     }
     Ok(kept)
+}
+
+/// A minimal system with these packages; `None`, said as a skip, if this machine cannot have one.
+fn clean_system(name: &str, packages: &str) -> Option<Root> {
+    if !all_here(&["mmdebstrap"]) || !Root::possible() {
+        return None;
+    }
+    if !is_root() {
+        skip("a clean system is made as root");
+        return None;
+    }
+    let archive = archive(name, packages).map_err(|why| skip(&format!("no clean system: {why}"))).ok()?;
+    let system = Root::new(fresh(&format!("system-{name}")));
+    succeed(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(&system.path).arg("--exclude=./dev/*"));
+    Some(system)
+}
+
+/// Installs these packages and nothing else.
+fn install(system: &Root, dir: &Path, names: &[&str]) {
+    for name in names {
+        system.put(&package(dir, &format!("{name}_"), ".deb"), "tmp/packages");
+    }
+    succeed(&mut system.command("sh", &["-c", "dpkg -i /tmp/packages/*.deb"]));
+}
+
+fn multiarch() -> String {
+    succeed(Command::new("dpkg-architecture").args(["-q", "DEB_HOST_MULTIARCH"])).trim().to_string()
 }
 
 /// Files of a system, less what dpkg and ldconfig note down.
@@ -90,7 +119,7 @@ fn files(system: &Root) -> BTreeSet<String> {
     found.filter(|f| notes.iter().all(|n| !f.starts_with(n))).collect()
 }
 
-/// What both packages install, of what CMake does.
+/// What both packages of the library install, of what CMake does.
 fn packaged(multiarch: &str) -> BTreeSet<String> {
     let installed = expected(&format!("lib/{multiarch}")).into_iter().filter(|f| !f.ends_with("/LICENSE"));
     let renamed = installed.map(|f| match f {
@@ -102,26 +131,14 @@ fn packaged(multiarch: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_clean_system_installs_uses_and_purges_the_packages() {
-    let Some(dir) = packages().filter(|_| all_here(&["mmdebstrap"]) && Root::possible()) else { return };
-    if !is_root() {
-        return skip("a clean system is made as root");
-    }
-    let archive = match system() {
-        Ok(archive) => archive,
-        Err(why) => return skip(&format!("no clean system: {why}")),
-    };
-    let system = Root::new(fresh("system"));
-    succeed(Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(&system.path).arg("--exclude=./dev/*"));
+fn a_clean_system_installs_uses_and_purges_the_library() {
+    let Some(dir) = packages() else { return };
+    let Some(system) = clean_system("c", "gcc,libc6-dev,pkg-config") else { return };
     let before = files(&system);
 
-    for (name, file) in [("libkvlink0_", ".deb"), ("libkvlink-dev_", ".deb")] {
-        system.put(&package(dir, name, file), "tmp/packages");
-    }
-    succeed(&mut system.command("sh", &["-c", "dpkg -i /tmp/packages/*.deb"]));
-    let multiarch = succeed(Command::new("dpkg-architecture").args(["-q", "DEB_HOST_MULTIARCH"]));
+    install(&system, dir, &["libkvlink0", "libkvlink-dev"]);
     let added: BTreeSet<String> = files(&system).difference(&before).cloned().collect();
-    assert_eq!(added, packaged(multiarch.trim()));
+    assert_eq!(added, packaged(&multiarch()));
 
     system.put(&root().join("examples/c/minimal.c"), "tmp");
     let dynamic = "cd /tmp && cc -std=c99 -Wall -Werror minimal.c $(pkg-config --cflags --libs kvlink) -o d && ./d";
@@ -131,4 +148,54 @@ fn a_clean_system_installs_uses_and_purges_the_packages() {
 
     succeed(&mut system.command("dpkg", &["--purge", "libkvlink-dev", "libkvlink0"]));
     assert_eq!(files(&system), before);
+}
+
+/// Says where Python found the package, and which files named libkvlink the process has mapped.
+const FOUND: &str = "import kvlink
+print(kvlink.__file__)
+maps = open('/proc/self/maps', encoding='utf-8').read().splitlines()
+print(*sorted({line.split()[-1] for line in maps if 'libkvlink' in line}))";
+
+#[test]
+fn a_clean_system_installs_uses_and_purges_the_python_package() {
+    let Some(dir) = packages() else { return };
+    let Some(system) = clean_system("python", "python3") else { return };
+    let before = files(&system);
+
+    install(&system, dir, &["libkvlink0", "python3-kvlink"]);
+    let source = |dir: &Path| tree(dir).into_iter().filter(|f| !f.contains("__pycache__")).collect::<BTreeSet<_>>();
+    let modules = source(&root().join("bindings/python/src/kvlink"));
+    assert_eq!(source(&system.path.join("usr/lib/python3/dist-packages/kvlink")), modules);
+
+    let version = env!("CARGO_PKG_VERSION");
+    let library = format!("/usr/lib/{}/libkvlink.so.{version}", multiarch());
+    let found = succeed(&mut system.command("python3", &["-c", FOUND]));
+    assert_eq!(found, format!("/usr/lib/python3/dist-packages/kvlink/__init__.py\n{library}\n"));
+
+    let engines = Engines { language: "packaged Python", dir: fresh("engines-packaged") };
+    system.put(&root().join("bindings/python/examples/engine.py"), "tmp");
+    for program in ["prefill", "decode"] {
+        system.put(&root().join(format!("bindings/python/examples/{program}.py")), "tmp");
+        system.program(&engines.dir.join(program), "python3", &[&format!("/tmp/{program}.py")]);
+    }
+    let driver = driver();
+    for mode in ["read", "write"] {
+        moves(Command::new(&driver), &engines, &engines, mode).unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    succeed(&mut system.command("dpkg", &["--purge", "python3-kvlink", "libkvlink0"]));
+    assert_eq!(files(&system), before);
+}
+
+#[test]
+fn the_python_package_takes_the_libraries_that_it_can_load() {
+    let Some(dir) = packages() else { return };
+    let depends =
+        succeed(Command::new("dpkg-deb").arg("-f").arg(package(dir, "python3-kvlink_", ".deb")).arg("Depends"));
+    let version = env!("CARGO_PKG_VERSION");
+    let (major, minor) = (env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));
+    let next = |n: &str| n.parse::<u64>().unwrap() + 1;
+    let end = if major == "0" { format!("0.{}", next(minor)) } else { next(major).to_string() };
+    let bounds = format!("libkvlink0 (>= {version}), libkvlink0 (<< {end}~), ");
+    assert!(depends.starts_with(&bounds), "{depends}");
 }

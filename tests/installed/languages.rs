@@ -5,13 +5,13 @@ use crate::prefix::{Prefix, cargo_target, clean, copy, fresh, prefix};
 use crate::tools::{all_here, root, succeed};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A folder with the programs `prefill` and `decode`.
-struct Engines {
-    language: &'static str,
-    dir: PathBuf,
+pub struct Engines {
+    pub language: &'static str,
+    pub dir: PathBuf,
 }
 
 fn c(prefix: &Prefix) -> Option<Engines> {
@@ -91,20 +91,19 @@ fn go(prefix: &Prefix) -> Option<Engines> {
 }
 
 /// The demo's driver: fills and checks the memory of the engines that it starts.
-fn driver() -> PathBuf {
+pub fn driver() -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
     clean(&mut cargo).current_dir(root()).args(["build", "--release", "--example", "demo", "--target-dir"]);
     succeed(cargo.env_remove("CARGO_BUILD_TARGET").arg(cargo_target()));
     cargo_target().join("release/examples/demo")
 }
 
-/// Moves a request from one to the other.
-fn moves(driver: &Path, prefix: &Prefix, p: &Engines, d: &Engines, mode: &str) -> Result<(), String> {
+/// Moves a request from one to the other; `demo` starts the driver.
+pub fn moves(mut demo: Command, p: &Engines, d: &Engines, mode: &str) -> Result<(), String> {
     let dir = fresh(&format!("pair-{}-{}-{mode}", p.language, d.language));
     symlink(p.dir.join("prefill"), dir.join("prefill")).unwrap();
     symlink(d.dir.join("decode"), dir.join("decode")).unwrap();
-    let mut demo = Command::new(driver);
-    clean(&mut demo).env("LD_LIBRARY_PATH", prefix.lib()).arg(dir).arg(format!("MODE={mode}"));
+    demo.arg(dir).arg(format!("MODE={mode}"));
     let output = demo.args(["MODEL=Kimi-Linear", "P_TP=1", "D_TP=2", "TOKENS=512"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     match output.status.success() && text.contains("all bytes are right") {
@@ -121,7 +120,7 @@ fn engines_of_every_pair_of_languages_move_a_hybrid_both_ways() {
     let mut failed = Vec::new();
     for p in &engines {
         for d in &engines {
-            failed.extend(["read", "write"].iter().filter_map(|mode| moves(&driver, prefix, p, d, mode).err()));
+            failed.extend(["read", "write"].iter().filter_map(|mode| moves(prefix.program(&driver), p, d, mode).err()));
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
