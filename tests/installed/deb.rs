@@ -130,6 +130,14 @@ fn packaged(multiarch: &str) -> BTreeSet<String> {
     renamed.chain(documents.iter().flat_map(|d| [format!("{d}/copyright"), format!("{d}/changelog.gz")])).collect()
 }
 
+/// Between processes inside the system, a hybrid model is read, and written layer by layer.
+fn both_ways(engines: &Engines) {
+    let driver = driver();
+    for mode in ["read", "write"] {
+        moves(Command::new(&driver), engines, engines, mode).unwrap_or_else(|why| panic!("{why}"));
+    }
+}
+
 #[test]
 fn a_clean_system_installs_uses_and_purges_the_library() {
     let Some(dir) = packages() else { return };
@@ -140,9 +148,17 @@ fn a_clean_system_installs_uses_and_purges_the_library() {
     let added: BTreeSet<String> = files(&system).difference(&before).cloned().collect();
     assert_eq!(added, packaged(&multiarch()));
 
-    system.put(&root().join("examples/c/minimal.c"), "tmp");
-    let dynamic = "cd /tmp && cc -std=c99 -Wall -Werror minimal.c $(pkg-config --cflags --libs kvlink) -o d && ./d";
-    assert_eq!(succeed(&mut system.command("sh", &["-c", dynamic])), RIGHT);
+    for file in ["minimal.c", "prefill.c", "decode.c", "common.c", "common.h"] {
+        system.put(&root().join("examples/c").join(file), "tmp");
+    }
+    let engines = Engines { language: "packaged C", dir: fresh("engines-packaged-c") };
+    for program in ["prefill", "decode"] {
+        let sources = format!("-Wall -Werror {program}.c common.c $(pkg-config --cflags --libs kvlink)");
+        let build = format!("cd /tmp && cc -std=c99 {sources} -o {program}");
+        succeed(&mut system.command("sh", &["-c", &build]));
+        system.program(&engines.dir.join(program), &format!("/tmp/{program}"), &[]);
+    }
+    both_ways(&engines);
     let without = "cd /tmp && cc -std=c99 minimal.c -static $(pkg-config --static --cflags --libs kvlink) -o s && ./s";
     assert_eq!(succeed(&mut system.command("sh", &["-c", without])), RIGHT);
 
@@ -178,10 +194,7 @@ fn a_clean_system_installs_uses_and_purges_the_python_package() {
         system.put(&root().join(format!("bindings/python/examples/{program}.py")), "tmp");
         system.program(&engines.dir.join(program), "python3", &[&format!("/tmp/{program}.py")]);
     }
-    let driver = driver();
-    for mode in ["read", "write"] {
-        moves(Command::new(&driver), &engines, &engines, mode).unwrap_or_else(|why| panic!("{why}"));
-    }
+    both_ways(&engines);
 
     succeed(&mut system.command("dpkg", &["--purge", "python3-kvlink", "libkvlink0"]));
     assert_eq!(files(&system), before);
