@@ -31,6 +31,7 @@ pub use dealer::Dealer;
 pub use directory::Directory;
 pub use endpoint::{Endpoint, Identity};
 pub use event::{Event, EventKind};
+pub(crate) use id::Slab;
 pub use id::{Id, Kind};
 pub use lease::Offer;
 pub use output::{Action, ConnId, JobEnd, JobId, LinkInfo, Output};
