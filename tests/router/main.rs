@@ -194,7 +194,7 @@ fn detaching_and_the_end_of_the_agent_close_the_connection() {
 }
 
 #[test]
-fn a_server_of_another_kind_is_named_and_asked_ever_more_slowly() {
+fn a_server_of_another_kind_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let agent = agent();
     let id = agent.attach_router(args(listener.local_addr().unwrap().port())).unwrap();
@@ -285,4 +285,25 @@ fn the_real_router_lists_forgets_and_relearns_instances() {
     until(port, "/health_generate", |t| t.contains(&p) && t.contains(&d));
     agent.detach_router(d_id).unwrap();
     until(port, "/health_generate", |t| !t.contains(&d));
+}
+
+/// Requests through the real router to instances that join, leave and are killed; the demo checks every byte.
+fn demo(mode: &str) {
+    let Some(python) = program("python") else { return };
+    let library = std::env::current_exe().unwrap().with_file_name("libkvlink.so");
+    let mut command = Command::new(python);
+    command.arg(tools::root().join("examples/router/demo.py")).arg(mode).env("KVLINK_LIBRARY", library);
+    command.env("PYTHONPATH", tools::root().join("bindings/python/src")).env("PYTHONDONTWRITEBYTECODE", "1");
+    let text = tools::succeed(&mut command);
+    assert!(text.ends_with("all right\n"), "{text}");
+}
+
+#[test]
+fn read_mode_behind_the_real_router() {
+    demo("read");
+}
+
+#[test]
+fn write_mode_behind_the_real_router() {
+    demo("write");
 }
