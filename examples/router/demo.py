@@ -52,6 +52,7 @@ class Service:
         """Starts one; returns it with the port that request ids name it by."""
         command = [sys.executable, str(HERE / "instance.py"), "--role", role, "--mode", self.mode]
         command += ["--discovery", f"127.0.0.1:{self.discovery}", "--layer-seconds", "0.05"]
+        command += ["--tp", "4" if role == "prefill" else "2"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.processes.append(process)
         assert process.stdout is not None
@@ -117,7 +118,7 @@ def expect(what: str, good: bool, detail: object) -> None:
 
 def demo(mode: str) -> None:
     """All of it in one mode."""
-    print(f"{mode.upper()} mode")
+    print(f"{mode.upper()} mode, TP 4 -> TP 2")
     with Service(mode) as s:
         prefills = [s.instance("prefill") for _ in range(2)]
         for _ in range(2):

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """A prefill or decode instance behind vLLM's router: an HTTP server whose "model" is a formula; its cache is real.
 
-    instance.py --role prefill|decode --mode read|write --discovery HOST:PORT [--layer-seconds S]
+    instance.py --role prefill|decode --mode read|write --discovery HOST:PORT [--tp N] [--layer-seconds S]
 
 The prefill instance computes the cache of a prompt layer by layer; the decode instance gets it through kvlink and
 answers with a digest of what arrived, so that whoever asked can tell whether every byte is right. If the cache does not
-come, it computes the cache itself: no request waits for ever.
+come, it computes the cache itself: no request waits for ever. The ranks of an instance are agents of one process here;
+each has its own heads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import signal
+from collections.abc import Awaitable, Iterable
 from typing import Any
 
 import numpy as np
@@ -43,70 +46,104 @@ def digest(layers: list[Any]) -> str:
 
 
 class Cache:
-    """Blocks of keys and values: prefill instances store heads outside and blocks of 16, decode instances neither."""
+    """One rank's blocks: prefill instances store heads outside and blocks of 16, decode instances neither."""
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, role: str, rank: int, ranks: int) -> None:
         """Allocates and describes it."""
         self.order, self.block = ("LBHNC", 16) if role == "prefill" else ("LBNHC", 32)
-        self.free = list(range(REQUESTS * TOKENS // self.block))
-        sizes = {"L": LAYERS, "B": len(self.free), "H": HEADS, "N": self.block, "C": 2 * DIM}
+        self.blocks, count = REQUESTS * TOKENS // self.block, HEADS // ranks
+        self.heads = slice(rank * count, (rank + 1) * count)
+        sizes = {"L": LAYERS, "B": self.blocks, "H": count, "N": self.block, "C": 2 * DIM}
         shape = tuple(sizes[axis] for axis in self.order)
         self.array: Any = np.frombuffer(kvlink.shared_memory(int(np.prod(shape)) * 2), np.uint16).reshape(shape)
-        attention = kvlink.attention(self.array, self.order, layers=range(LAYERS), heads=HEADS, dtype=kvlink.DType.BF16)
-        groups = [kvlink.Group(num_blocks=len(self.free), block_tokens=self.block)]
+        attention = kvlink.attention(
+            self.array,
+            self.order,
+            layers=range(LAYERS),
+            heads=HEADS,
+            first_head=self.heads.start,
+            dtype=kvlink.DType.BF16,
+        )
+        groups = [kvlink.Group(num_blocks=self.blocks, block_tokens=self.block)]
         self.layout = kvlink.Layout.from_pieces([attention], groups=groups)
         # The same memory as (layer, block, token, head, content).
         self.view = self.array.transpose([self.order.index(axis) for axis in "LBNHC"])
 
+    def store(self, blocks: list[int], layer: int, values: Any) -> None:
+        """Writes this rank's heads of a layer of a request."""
+        mine = values[:, self.heads]
+        padded = np.zeros((len(blocks) * self.block, *mine.shape[1:]), np.uint16)
+        padded[: len(mine)] = mine
+        self.view[layer, blocks] = padded.reshape(len(blocks), self.block, *mine.shape[1:])
+
+    def load(self, blocks: list[int], layer: int, tokens: int) -> Any:
+        """Reads this rank's heads of a layer of a request."""
+        rows = self.view[layer, blocks]
+        return rows.reshape(-1, *rows.shape[2:])[:tokens]
+
+
+async def all_ended(operations: Iterable[Awaitable[Any]]) -> None:
+    """Waits for every end, so that the blocks may be used again; then raises the first failure."""
+    for end in await asyncio.gather(*operations, return_exceptions=True):
+        if isinstance(end, BaseException):
+            raise end
+
+
+class Instance:
+    """What both roles share: ranks, peers, and the HTTP server."""
+
+    def __init__(self, o: argparse.Namespace) -> None:
+        self.options = o
+        self.write = o.mode == "write"
+        self.caches = [Cache(o.role, rank, o.tp) for rank in range(o.tp)]
+        # The block ids of a request are the same on all ranks.
+        self.free = list(range(self.caches[0].blocks))
+        self.agents: list[kvlink.Agent] = []
+        for rank, cache in enumerate(self.caches):
+            leader = self.agents[0].address if rank else None
+            agent = kvlink.Agent(
+                cache.layout,
+                f"{o.role}-{os.getpid()}",
+                rank=rank,
+                ranks=o.tp,
+                leader=leader,
+                heartbeat=0.5,
+                transfer_timeout=PATIENCE,
+            )
+            agent.register_arrays()
+            self.agents.append(agent)
+        self.address = self.agents[0].address
+        host, port = self.address.rsplit(":", 1)
+        self.zmq_address = str(kvlink.ZmqAddress(host, int(port), int(port)))
+        self.peers: dict[str, asyncio.Task[list[kvlink.Peer]]] = {}
+        self.tasks: set[asyncio.Task[None]] = set()
+
     def take(self, tokens: int) -> list[int]:
         """Blocks for a request."""
-        count = -(-tokens // self.block)
+        count = -(-tokens // self.caches[0].block)
         if count > len(self.free):
             raise RuntimeError(f"{count} blocks are needed, {len(self.free)} are free")
         taken, self.free = self.free[:count], self.free[count:]
         return taken
 
-    def store(self, blocks: list[int], layer: int, values: Any) -> None:
-        """Writes a layer of a request."""
-        padded = np.zeros((len(blocks) * self.block, HEADS, 2 * DIM), np.uint16)
-        padded[: len(values)] = values
-        self.view[layer, blocks] = padded.reshape(len(blocks), self.block, HEADS, 2 * DIM)
-
-    def load(self, blocks: list[int], layer: int, tokens: int) -> Any:
-        """Reads a layer of a request."""
-        return self.view[layer, blocks].reshape(-1, HEADS, 2 * DIM)[:tokens]
-
-
-class Instance:
-    """What both roles share: cache, agent, peers, and the HTTP server."""
-
-    def __init__(self, o: argparse.Namespace) -> None:
-        self.write = o.mode == "write"
-        self.layer_seconds: float = o.layer_seconds
-        self.cache = Cache(o.role)
-        self.agent = kvlink.Agent(self.cache.layout, o.role, heartbeat=0.5, transfer_timeout=PATIENCE)
-        self.agent.register_arrays()
-        host, port = self.agent.address.rsplit(":", 1)
-        self.zmq_address = str(kvlink.ZmqAddress(host, int(port), int(port)))
-        self.peers: dict[str, asyncio.Task[kvlink.Peer]] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
-        self.options = o
-
-    async def peer(self, address: str, direction: kvlink.Direction) -> kvlink.Peer:
-        """The instance at an address. One that is gone is met anew: it may have been restarted."""
+    async def meet(self, address: str, direction: kvlink.Direction) -> list[kvlink.Peer]:
+        """The instance at an address, as each rank knows it. One that is gone is met anew: it may be back."""
         task = self.peers.get(address)
-        if task is None or (task.done() and (task.exception() is not None or task.result().down is not None)):
+        stale = task is not None and task.done()
+        if task is None or (stale and (task.exception() is not None or any(p.down for p in task.result()))):
 
-            async def meet() -> kvlink.Peer:
-                return await self.agent.handshake(address, direction)
+            async def shake() -> list[kvlink.Peer]:
+                return list(await asyncio.gather(*(a.handshake(address, direction) for a in self.agents)))
 
-            task = self.peers[address] = asyncio.create_task(meet())
+            task = self.peers[address] = asyncio.create_task(shake())
         return await asyncio.wait_for(asyncio.shield(task), PATIENCE)
 
     async def compute(self, prompt: str, blocks: list[int], layer: int) -> None:
         """The model's work."""
-        await asyncio.sleep(self.layer_seconds)
-        self.cache.store(blocks, layer, cache_of(prompt, layer))
+        await asyncio.sleep(self.options.layer_seconds)
+        values = cache_of(prompt, layer)
+        for cache in self.caches:
+            cache.store(blocks, layer, values)
 
     async def complete(self, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         """Answers a completion request."""
@@ -140,16 +177,18 @@ class Instance:
         """Serves until SIGTERM; then leaves the router before it leaves its requests."""
         leave = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
-        async with self.agent:
-            await self.agent.ready()
+        async with contextlib.AsyncExitStack() as stack:
+            for agent in self.agents:
+                await stack.enter_async_context(agent)
+                await agent.ready()
             server = await asyncio.start_server(self.respond, "127.0.0.1", 0)
             http = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
             role = kvlink.Role.PREFILL if self.options.role == "prefill" else kvlink.Role.DECODE
             mode = kvlink.Mode.WRITE if self.write else kvlink.Mode.READ
-            registration = self.agent.attach_router(
-                self.options.discovery, role, mode, http, zmq_address=self.zmq_address
+            registration = self.agents[0].attach_router(
+                self.options.discovery, role, mode, http, zmq_address=self.zmq_address, tp_size=self.options.tp
             )
-            print(f"{self.options.role} {http} {self.agent.address}", flush=True)
+            print(f"{self.options.role} {http} {self.address}", flush=True)
             await leave.wait()
             registration.detach()
             await asyncio.sleep(FAREWELL)
@@ -168,55 +207,47 @@ class Prefill(Instance):
     async def complete(self, body: dict[str, Any], request_id: str) -> dict[str, Any]:
         """Computes a prompt's cache; sends it layer by layer, or offers it when it is complete."""
         prompt = body["prompt"]
+        tokens = len(prompt.encode())
         params = kvlink.router_params(json.dumps(body["kv_transfer_params"]))
-        blocks = self.cache.take(len(prompt.encode()))
-        try:
-            if self.write:
-                return await self.push(prompt, params, blocks, request_id)
-            for layer in range(LAYERS):
-                await self.compute(prompt, blocks, layer)
-            offer = self.agent.offer(params.transfer_id, [blocks], len(prompt.encode()), lease=2 * PATIENCE)
-        except BaseException:
-            self.cache.free += blocks
-            raise
-        task = asyncio.create_task(self.release(offer, blocks))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        return {
-            "kv_transfer_params": json.loads(kvlink.router_answer(params.transfer_id, self.zmq_address, offer.ticket))
-        }
-
-    async def push(
-        self, prompt: str, params: kvlink.RouterParams, blocks: list[int], request_id: str
-    ) -> dict[str, Any]:
-        """Writes each layer as soon as it is computed to the decode instance that the request's id names."""
-        to = kvlink.Route.parse(request_id).decode
-        peer = await self.peer(f"{to.host}:{to.handshake}", kvlink.Direction.OUTBOUND)
-        writes = []
+        blocks = self.take(tokens)
+        if self.write:
+            try:
+                await self.push(prompt, params.transfer_id, blocks, request_id)
+            finally:
+                self.free += blocks
+            return {}
         for layer in range(LAYERS):
             await self.compute(prompt, blocks, layer)
-            write = peer.write_blocks(
-                params.transfer_id,
-                [blocks],
-                len(prompt.encode()),
-                layers=range(layer, layer + 1),
-                last=layer + 1 == LAYERS,
-            )
-            writes.append(write)
-        # All have ended before the blocks are used again, also if one has failed.
-        ends = await asyncio.gather(*writes, return_exceptions=True)
-        self.cache.free += blocks
-        blocks.clear()
-        for end in ends:
-            if isinstance(end, BaseException):
-                raise end
-        return {}
+        lease = 2 * PATIENCE
+        offers = [agent.offer(params.transfer_id, [blocks], tokens, lease=lease) for agent in self.agents]
+        task = asyncio.create_task(self.release(offers, blocks))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        # The ticket of one rank serves all.
+        ticket, tp = offers[0].ticket, self.options.tp
+        answer = kvlink.router_answer(params.transfer_id, self.zmq_address, ticket, tp_size=tp)
+        return {"kv_transfer_params": json.loads(answer)}
 
-    async def release(self, offer: kvlink.Offer, blocks: list[int]) -> None:
+    async def push(self, prompt: str, transfer_id: str, blocks: list[int], request_id: str) -> None:
+        """Writes each layer as soon as it is computed to the decode instance that the request's id names."""
+        to = kvlink.Route.parse(request_id).decode
+        peers = await self.meet(f"{to.host}:{to.handshake}", kvlink.Direction.OUTBOUND)
+        writes: list[kvlink.Transfer] = []
+        try:
+            for layer in range(LAYERS):
+                await self.compute(prompt, blocks, layer)
+                last, layers = layer + 1 == LAYERS, range(layer, layer + 1)
+                for peer in peers:
+                    tokens = len(prompt.encode())
+                    writes.append(peer.write_blocks(transfer_id, [blocks], tokens, layers=layers, last=last))
+        finally:
+            await all_ended(writes)
+
+    async def release(self, offers: list[kvlink.Offer], blocks: list[int]) -> None:
         """Frees the blocks when the decode instance has them, or never will."""
         with contextlib.suppress(kvlink.Error):
-            await offer.released()
-        self.cache.free += blocks
+            await all_ended(offers)
+        self.free += blocks
 
 
 class Decode(Instance):
@@ -226,18 +257,18 @@ class Decode(Instance):
         """Gets a prompt's cache and says its digest, and how it came."""
         prompt, way = body["prompt"], "received"
         tokens = len(prompt.encode())
-        blocks = self.cache.take(tokens)
+        blocks = self.take(tokens)
         try:
             await self.fetch(body, tokens, blocks)
         except (kvlink.Error, TimeoutError) as e:
             way = f"computed, since {e}"
             for layer in range(LAYERS):
                 await self.compute(prompt, blocks, layer)
-        text = digest([self.cache.load(blocks, layer, tokens) for layer in range(LAYERS)])
-        self.cache.free += blocks
+        whole = [np.concatenate([c.load(blocks, i, tokens) for c in self.caches], 1) for i in range(LAYERS)]
+        self.free += blocks
         route = kvlink.Route.parse(request_id)
         return {
-            "choices": [{"index": 0, "text": text}],
+            "choices": [{"index": 0, "text": digest(whole)}],
             "kvlink": {"cache": way, "prefill": route.prefill.handshake, "decode": route.decode.handshake},
         }
 
@@ -245,11 +276,11 @@ class Decode(Instance):
         """Reads the cache, or lets it be written; either ends in time."""
         params = kvlink.router_params(json.dumps(body.get("kv_transfer_params") or {}))
         if self.write:
-            await self.agent.accept(params.transfer_id, [blocks], tokens, timeout=PATIENCE)
-            return
+            accepts = (a.accept(params.transfer_id, [blocks], tokens, timeout=PATIENCE) for a in self.agents)
+            return await all_ended(accepts)
         source = kvlink.ticket_info(params.ticket)
-        peer = await self.peer(source.address, kvlink.Direction.INBOUND)
-        await peer.read_blocks(params.ticket, [blocks], timeout=PATIENCE)
+        peers = await self.meet(source.address, kvlink.Direction.INBOUND)
+        return await all_ended(p.read_blocks(params.ticket, [blocks], timeout=PATIENCE) for p in peers)
 
 
 def main() -> None:
@@ -258,6 +289,7 @@ def main() -> None:
     parser.add_argument("--role", choices=["prefill", "decode"], required=True)
     parser.add_argument("--mode", choices=["read", "write"], required=True)
     parser.add_argument("--discovery", required=True)
+    parser.add_argument("--tp", type=int, default=1, choices=[1, 2, 4, 8], help="ranks")
     parser.add_argument("--layer-seconds", type=float, default=0.0)
     o = parser.parse_args()
     asyncio.run((Prefill if o.role == "prefill" else Decode)(o).run())

@@ -161,7 +161,7 @@ impl Reactor {
         for (_, socket) in self.sockets.drain() {
             socket.close(&self.poller);
         }
-        self.shared.routers.lock().hang_up();
+        self.shared.routers.lock().hang_up(&self.poller);
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
     }
 

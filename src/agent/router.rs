@@ -85,7 +85,7 @@ impl Routers {
         for id in self.entries.ids() {
             let Some(entry) = self.entries.get_mut(id) else { continue };
             if entry.ended {
-                wishes.extend(entry.close());
+                wishes.extend(entry.close(poller));
                 self.entries.remove(id);
                 continue;
             }
@@ -96,7 +96,7 @@ impl Routers {
                         wishes.push(Wish::Connect(id, entry.registration.args().address().to_string()));
                     }
                     RegistrationOutput::Send(bytes) => entry.send(now, &bytes),
-                    RegistrationOutput::Close => wishes.extend(entry.close()),
+                    RegistrationOutput::Close => wishes.extend(entry.close(poller)),
                     RegistrationOutput::Event(e) => wishes.push(Wish::Tell(Event { id: id.0, ..e })),
                 }
             }
@@ -133,9 +133,9 @@ impl Routers {
     }
 
     /// Closes all connections.
-    pub fn hang_up(&mut self) {
+    pub fn hang_up(&mut self, poller: &Poller) {
         for id in self.entries.ids() {
-            self.entries.get_mut(id).and_then(Entry::close);
+            self.entries.get_mut(id).and_then(|e| e.close(poller));
         }
     }
 }
@@ -171,8 +171,9 @@ impl Entry {
         }
     }
 
-    fn close(&mut self) -> Option<Wish> {
+    fn close(&mut self, poller: &Poller) -> Option<Wish> {
         let link = self.link.take()?;
+        poller.remove(&link.stream);
         // The router shall see the end even if a forked child holds a copy of the descriptor.
         let _ = link.stream.shutdown(Shutdown::Both);
         Some(Wish::Forget(link.key))
