@@ -9,7 +9,7 @@ CWARN := -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror
 CLINK := -Iinclude -L$(RELEASE) -lkvlink -Wl,-rpath,'$$ORIGIN/../release'
 FUZZ_SECONDS ?= 600
 
-.PHONY: all demo test test-python test-python-torch test-go tsan bench fuzz lib examples header abi install prefix deb
+.PHONY: all demo demo-router test test-python test-python-torch test-go tsan bench fuzz lib examples header abi install prefix deb
 .PHONY: setup clean
 
 all: lib examples
@@ -21,6 +21,11 @@ DEMO_OPTIONS = $(foreach v,MODEL P_TP D_TP MODE TRANSPORT TOKENS,$(if $($(v)),$(
 demo: examples
 	$(CARGO) build --release --example demo
 	@$(RELEASE)/examples/demo $(EXAMPLES) $(DEMO_OPTIONS) $(if $(filter nixl,$(TRANSPORT)),NIXL="$$(sh scripts/nixl.sh)")
+
+# Instances behind the real vllm-router join, leave and crash, and every answer is checked. Options: MODES="read write"
+demo-router: lib
+	@where=$$(sh scripts/vllm-router.sh) && KVLINK_LIBRARY=$(CURDIR)/$(RELEASE)/libkvlink.so \
+		PYTHONPATH=$(CURDIR)/bindings/python/src "$$where/bin/python" examples/router/demo.py $(MODES)
 
 test: prefix
 	@sh scripts/setup.sh test

@@ -5,8 +5,11 @@ use kvlink::error::{Error, Status};
 use kvlink::layout::model::{Cache, Layers, Model, Placement};
 use kvlink::layout::{DType, Layout, layout_from_json, layout_to_json};
 use kvlink::proto::{
-    AcceptArgs, Config, Counts, Direction, Endpoint, Identity, JobEnd, LinkInfo, Offer, Output, ReadArgs, WriteArgs,
+    AcceptArgs, Config, Counts, Dealer, Direction, Endpoint, Identity, JobEnd, LinkInfo, Offer, Output, ReadArgs,
+    WriteArgs,
 };
+use kvlink::wire::moriio::{Params, RequestRoute, ZmqAddress, check_http_address};
+use kvlink::wire::zmtp::{self, Command, Decoder, Received};
 use kvlink::wire::{Blocks, Entry, FrameDecoder, Message, Preamble, Purpose, Range, StreamKind, Ticket, encode_frame};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -77,6 +80,68 @@ pub fn ticket(data: &[u8]) {
             Ok(t) => assert_eq!(t.encode(), bytes),
             Err(e) => assert_eq!(e.status(), Status::InvalidTicket),
         }
+    }
+}
+
+/// What a ZeroMQ peer says, in pieces whose sizes the first byte chooses, with and without a greeting of its own.
+pub fn zmtp(data: &[u8]) {
+    let Some((cut, stream)) = data.split_first() else { return };
+    for greeting in [&[][..], &zmtp::greeting()] {
+        let stream = [greeting, stream].concat();
+        let all = |piece: usize| {
+            let (mut decoder, mut found) = (Decoder::default(), Vec::new());
+            for bytes in stream.chunks(piece) {
+                decoder.extend(bytes);
+                loop {
+                    match decoder.next_received() {
+                        Ok(Some(r)) => found.push(r),
+                        Ok(None) => break,
+                        Err(e) => {
+                            assert_eq!(e.status(), Status::Protocol, "{e}");
+                            return (found, true);
+                        }
+                    }
+                }
+            }
+            (found, false)
+        };
+        let (found, failed) = all(usize::from(*cut).max(1));
+        assert_eq!(all(stream.len().max(1)), (found.clone(), failed), "pieces change what is decoded");
+        for r in found {
+            if let Received::Command(c) = r
+                && !matches!(c, Command::Other { .. })
+            {
+                let mut again = Decoder::default();
+                again.extend(&zmtp::greeting());
+                again.extend(&c.encode());
+                assert_eq!(again.next_received(), Ok(Some(Received::Greeting)));
+                match (again.next_received(), c) {
+                    // Texts that were no UTF-8 have become longer, and are cut.
+                    (Ok(Some(Received::Command(Command::Error { .. }))), Command::Error { .. }) => {}
+                    (other, c) => assert_eq!(other, Ok(Some(Received::Command(c)))),
+                }
+            }
+        }
+        let mut dealer = Dealer::new("fuzz");
+        let _ = dealer.handle_bytes(&stream);
+        assert!(dealer.take_output().len() <= 256 + 16 * stream.len(), "answers outgrow questions");
+    }
+}
+
+/// Request ids, addresses and parameters as a router hands them on.
+pub fn moriio(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        if let Ok(r) = RequestRoute::parse(text) {
+            assert_eq!(RequestRoute::parse(&r.to_string()), Ok(r.clone()));
+            assert!(text.contains(&r.to_string()));
+        }
+        if let Ok(a) = ZmqAddress::parse(text) {
+            assert_eq!(a.to_string(), text);
+        }
+        let _ = check_http_address(text);
+    }
+    if let Err(e) = Params::from_json(data) {
+        assert_eq!(e.status(), Status::InvalidArgument);
     }
 }
 

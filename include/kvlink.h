@@ -373,12 +373,66 @@ enum kvlink_event_kind
      * A defect of kvlink stopped the agent; it only reports and can be destroyed.
      */
     KVLINK_EVENT_AGENT_FAILED = 8,
+    /**
+     * The connection to a router was made (KVLINK_OK) or lost, or cannot be made; id: the registration.
+     */
+    KVLINK_EVENT_ROUTER = 9,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
 typedef enum kvlink_event_kind kvlink_event_kind;
 #else
 typedef uint32_t kvlink_event_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What an instance does.
+ */
+enum kvlink_role
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * Prefill.
+     */
+    KVLINK_ROLE_PREFILL = 0,
+    /**
+     * Decode.
+     */
+    KVLINK_ROLE_DECODE = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kvlink_role kvlink_role;
+#else
+typedef uint32_t kvlink_role;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Who moves the data behind a router; all instances of a router agree.
+ */
+enum kvlink_mode
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * The decode side reads when the prefill side is done.
+     */
+    KVLINK_MODE_READ = 0,
+    /**
+     * The prefill side writes while it computes.
+     */
+    KVLINK_MODE_WRITE = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum kvlink_mode kvlink_mode;
+#else
+typedef uint32_t kvlink_mode;
 #endif // __STDC_VERSION__ >= 202311L
 #endif // __cplusplus
 
@@ -1347,6 +1401,167 @@ typedef struct kvlink_write_t {
 } kvlink_write_t;
 
 /**
+ * An instance as a router shall know it.
+ */
+typedef struct kvlink_router_t {
+    /**
+     * sizeof(kvlink_router_t); set by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * A kvlink_role.
+     */
+    uint32_t role;
+    /**
+     * A kvlink_mode.
+     */
+    uint32_t mode;
+    /**
+     * Milliseconds between heartbeats, 10 to 2500; 0: 1000.
+     */
+    uint32_t beat_ms;
+    /**
+     * Data-parallel size; 0: 1.
+     */
+    uint32_t dp_size;
+    /**
+     * Tensor-parallel size; 0: 1.
+     */
+    uint32_t tp_size;
+    /**
+     * The router's discovery address, "host:port".
+     */
+    const char *discovery;
+    /**
+     * Where the engine's HTTP server listens, "host:port"; the router tells instances apart by it.
+     */
+    const char *http_address;
+    /**
+     * Where the other kind of instance reaches this one, as kvlink_router_zmq_address writes it; NULL: this agent's
+     * address.
+     */
+    const char *zmq_address;
+    /**
+     * Comes with the events.
+     */
+    uint64_t user_data;
+} kvlink_router_t;
+
+/**
+ * What the id of a request says that came through a router.
+ */
+typedef struct kvlink_route_t {
+    /**
+     * sizeof(kvlink_route_t); set by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * Handshake port of the prefill instance.
+     */
+    uint32_t prefill_handshake;
+    /**
+     * Notify port of the prefill instance.
+     */
+    uint32_t prefill_notify;
+    /**
+     * Handshake port of the decode instance.
+     */
+    uint32_t decode_handshake;
+    /**
+     * Notify port of the decode instance.
+     */
+    uint32_t decode_notify;
+    /**
+     * Zero.
+     */
+    uint32_t reserved;
+    /**
+     * Host of the prefill instance.
+     */
+    char prefill_host[256];
+    /**
+     * Host of the decode instance.
+     */
+    char decode_host[256];
+    /**
+     * 32 hexadecimal digits that tell the request from others.
+     */
+    char unique[64];
+} kvlink_route_t;
+
+/**
+ * What a prefill instance answers in READ mode.
+ */
+typedef struct kvlink_router_answer_t {
+    /**
+     * sizeof(kvlink_router_answer_t); set by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * Data-parallel rank that has the cache.
+     */
+    uint32_t dp_rank;
+    /**
+     * Data-parallel size; 0: 1.
+     */
+    uint32_t dp_size;
+    /**
+     * Tensor-parallel size; 0: 1.
+     */
+    uint32_t tp_size;
+    /**
+     * Of the request's own parameters.
+     */
+    const char *transfer_id;
+    /**
+     * The prefill instance's address, as it was registered.
+     */
+    const char *zmq_address;
+    /**
+     * The ticket.
+     */
+    const void *ticket;
+    /**
+     * Bytes of the ticket.
+     */
+    size_t ticket_len;
+} kvlink_router_answer_t;
+
+/**
+ * What `kv_transfer_params` of a request say.
+ */
+typedef struct kvlink_router_params_t {
+    /**
+     * sizeof(kvlink_router_params_t); set by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * 1: a prefill request, whose cache a decode instance needs.
+     */
+    uint32_t do_remote_decode;
+    /**
+     * 1: a decode request, whose cache a prefill instance has or will have.
+     */
+    uint32_t do_remote_prefill;
+    /**
+     * Data-parallel size of the other side.
+     */
+    uint32_t remote_dp_size;
+    /**
+     * Tensor-parallel size of the other side; 0: not said.
+     */
+    uint32_t remote_tp_size;
+    /**
+     * Data-parallel rank of the other side; KVLINK_ALL_RANKS: not said.
+     */
+    uint32_t remote_dp_rank;
+    /**
+     * Names the request on both sides.
+     */
+    char transfer_id[256];
+} kvlink_router_params_t;
+
+/**
  * One event: 64 bytes, frozen.
  */
 typedef struct kvlink_event_t {
@@ -1363,7 +1578,7 @@ typedef struct kvlink_event_t {
      */
     uint64_t user_data;
     /**
-     * Id of the transfer, offer or accept; 0: none.
+     * Id of the transfer, offer, accept or registration; 0: none.
      */
     uint64_t id;
     /**
@@ -1771,6 +1986,100 @@ kvlink_status_t kvlink_failed_blocks(const struct kvlink_agent_t *agent,
                                      uint32_t *ids,
                                      size_t cap,
                                      size_t *count);
+
+/**
+ * Registers this instance with a router, and keeps it registered from the agent's own thread. Returns at once.
+ *
+ * For one rank of an instance. KVLINK_EVENT_ROUTER tells every change, with `user_data`: KVLINK_OK when the router's
+ * socket takes the registration, otherwise why it cannot be reached; it is tried again until it can. The router never
+ * answers: it drops instances of another mode than the first that it saw, and only its log says so. Any thread.
+ *
+ * Errors: KVLINK_E_INVALID_ARGUMENT, KVLINK_E_UNKNOWN_ENUM, KVLINK_E_LIMIT (64 registrations), KVLINK_E_BAD_HANDLE,
+ * KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE, KVLINK_E_POISONED.
+ */
+kvlink_status_t kvlink_router_attach(const struct kvlink_agent_t *agent,
+                                     const struct kvlink_router_t *router,
+                                     uint64_t *out_registration);
+
+/**
+ * Ends a registration. No event follows. The router forgets the instance when it was silent for its time to live (5
+ * seconds): until then it may still send requests. Any thread.
+ *
+ * Errors: KVLINK_E_BAD_HANDLE, KVLINK_E_POISONED.
+ */
+kvlink_status_t kvlink_router_detach(const struct kvlink_agent_t *agent,
+                                     uint64_t registration);
+
+/**
+ * Writes "host:10.0.0.1,handshake:6301,notify:61005", NUL-terminated. Pure; any thread.
+ *
+ * Errors: KVLINK_E_INVALID_ARGUMENT, KVLINK_E_BUFFER_TOO_SMALL, KVLINK_E_NULL_POINTER.
+ */
+kvlink_status_t kvlink_router_zmq_address(const char *host,
+                                          uint32_t handshake,
+                                          uint32_t notify,
+                                          char *buf,
+                                          size_t cap,
+                                          size_t *len);
+
+/**
+ * The port of a rank: `base + dp_rank + tp_rank`, as vLLM's connector counts. Pure; any thread.
+ *
+ * Errors: KVLINK_E_INVALID_ARGUMENT (a rank that does not exist, a port above 65535, or dp_size and tp_size both above 1:
+ * ranks would share ports), KVLINK_E_NULL_POINTER.
+ */
+kvlink_status_t kvlink_router_port(uint32_t base,
+                                   uint32_t dp_rank,
+                                   uint32_t dp_size,
+                                   uint32_t tp_rank,
+                                   uint32_t tp_size,
+                                   uint32_t *out_port);
+
+/**
+ * Says which instances a router chose, from the id that it gave to the request, or from what vLLM made of that id.
+ *
+ * In WRITE mode the prefill side finds the decode side by it. Pure; any thread.
+ *
+ * Errors: KVLINK_E_INVALID_ARGUMENT (the request did not come through a router, or a field cannot be),
+ * KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE.
+ */
+kvlink_status_t kvlink_route_parse(const char *request_id,
+                                   struct kvlink_route_t *out_route);
+
+/**
+ * Writes a request id as a router does, NUL-terminated. Pure; any thread.
+ *
+ * Errors: KVLINK_E_INVALID_ARGUMENT, KVLINK_E_BUFFER_TOO_SMALL, KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE.
+ */
+kvlink_status_t kvlink_route_format(const struct kvlink_route_t *route, char *buf, size_t cap, size_t *len);
+
+/**
+ * Writes the JSON of a prefill instance's answer in READ mode, NUL-terminated: the value of `kv_transfer_params`.
+ *
+ * The router hands it to the decode instance, where kvlink_router_params finds the ticket. Pure; any thread.
+ *
+ * Errors: KVLINK_E_INVALID_ARGUMENT, KVLINK_E_BUFFER_TOO_SMALL, KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE.
+ */
+kvlink_status_t kvlink_router_answer(const struct kvlink_router_answer_t *answer,
+                                     char *buf,
+                                     size_t cap,
+                                     size_t *len);
+
+/**
+ * Reads `kv_transfer_params` of a request, and copies the ticket in them, if any; `ticket_len` receives its size.
+ *
+ * A decode request without a ticket is of WRITE mode: it accepts `transfer_id`. `out_params` is stored also when `cap` is
+ * too small. Pure; any thread.
+ *
+ * Errors: KVLINK_E_INVALID_ARGUMENT (naming the key), KVLINK_E_BUFFER_TOO_SMALL, KVLINK_E_NULL_POINTER,
+ * KVLINK_E_STRUCT_SIZE.
+ */
+kvlink_status_t kvlink_router_params(const char *json,
+                                     size_t len,
+                                     struct kvlink_router_params_t *out_params,
+                                     void *ticket,
+                                     size_t cap,
+                                     size_t *ticket_len);
 
 /**
  * Takes up to `cap` events, oldest first; waits up to `timeout_ms` (0: not at all, KVLINK_FOREVER: without end) for the first.

@@ -25,5 +25,6 @@
 #include "kvlink/layout.hpp"
 #include "kvlink/plan.hpp"
 #include "kvlink/result.hpp"
+#include "kvlink/router.hpp"
 
 #endif

@@ -13,8 +13,8 @@ use tools::{output, root, skip, succeed};
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 
 /// Every program in tests/c; a test below fails if this is not so.
-const PROGRAMS: [&str; 9] =
-    ["arguments", "events", "handles", "layout", "panic", "process", "status", "threads", "transfer"];
+const PROGRAMS: [&str; 10] =
+    ["arguments", "events", "handles", "layout", "panic", "process", "router", "status", "threads", "transfer"];
 
 /// A directory of our own below target.
 fn out() -> PathBuf {
@@ -114,7 +114,7 @@ macro_rules! programs {
         }
     )*};
 }
-programs!(arguments, events, handles, layout, panic, process, status, threads, transfer);
+programs!(arguments, events, handles, layout, panic, process, router, status, threads, transfer);
 
 #[test]
 fn every_program_is_run() {
@@ -261,6 +261,17 @@ structs! {
     kvlink_write_t {
         struct_size, timeout_ms, peer, request, blocks, num_blocks, token_begin, token_end, token_total, layer_first,
         layer_count, last, reserved, aux, aux_len, user_data,
+    }
+    kvlink_router_t {
+        struct_size, role, mode, beat_ms, dp_size, tp_size, discovery, http_address, zmq_address, user_data,
+    }
+    kvlink_route_t {
+        struct_size, prefill_handshake, prefill_notify, decode_handshake, decode_notify, reserved, prefill_host,
+        decode_host, unique,
+    }
+    kvlink_router_answer_t { struct_size, dp_rank, dp_size, tp_size, transfer_id, zmq_address, ticket, ticket_len }
+    kvlink_router_params_t {
+        struct_size, do_remote_decode, do_remote_prefill, remote_dp_size, remote_tp_size, remote_dp_rank, transfer_id,
     }
     kvlink_event_t { kind, status, user_data, id, peer, bytes, spans, payload, payload_len, rank }
 }

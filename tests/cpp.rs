@@ -15,7 +15,7 @@ const MODES: [(&str, &[&str]); 2] =
     [("throwing", &["-DKVLINK_EXCEPTIONS"]), ("plain", &["-fno-exceptions", "-fno-rtti"])];
 
 /// Every test program in tests/cpp.
-const PROGRAMS: [&str; 3] = ["layout", "transfer", "values"];
+const PROGRAMS: [&str; 4] = ["layout", "router", "transfer", "values"];
 
 /// A directory of our own below target, with the library that this test was built with under both its names.
 fn out(name: &str) -> PathBuf {

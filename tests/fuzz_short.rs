@@ -100,6 +100,11 @@ fn mutate(mut b: Vec<u8>, m: &(Vec<(prop::sample::Index, u8)>, prop::sample::Ind
     b
 }
 
+const ROUTE: &str = "cmpl-___prefill_addr_host:10.0.0.1,handshake:6301,notify:61005___decode_addr_host:10.0.0.2,handshake:7301,\
+notify:7501_00112233445566778899aabbccddeeff-0-abcdef12";
+const PARAMS: &str = r#"{"do_remote_prefill":true,"do_remote_decode":false,"remote_dp_size":1,"remote_dp_rank":0,"tp_size":4,
+"transfer_id":"tx-00112233","kvlink_ticket":"AAECA_8"}"#;
+
 const LAYOUT: &str = r#"{"geometry":{"name":"m","num_layers":2,"caches":[{"layers":[0,1],"cache":{"kind":"attention",
 "heads":4,"dims":[4,4],"dtype":"bf16","reach":{"window":8}}}]},"placement":{"tp":2,"tp_rank":1,"block_tokens":4}}"#;
 
@@ -127,6 +132,27 @@ proptest! {
         entries::preamble(&data);
         entries::ticket(&data);
         entries::layout(&data);
+        entries::zmtp(&data);
+        entries::moriio(&data);
+    }
+
+    #[test]
+    fn no_mutated_zeromq_peer_breaks_a_dealer(kind in name(), context in bytes(), big: u16, cut: u8, m in mutations()) {
+        use kvlink::wire::zmtp::{Command, message};
+        let mut stream = vec![cut];
+        stream.extend(Command::Ready { socket_type: kind, identity: context.clone() }.encode());
+        stream.extend(message(&vec![7; usize::from(big) % 700]));
+        stream.extend(Command::Ping { ttl: big, context }.encode());
+        entries::zmtp(&stream);
+        entries::zmtp(&mutate(stream, &m));
+    }
+
+    #[test]
+    fn no_mutated_request_id_or_parameter_makes_a_parser_panic(m in mutations()) {
+        for text in [ROUTE, PARAMS, &ROUTE[16..60]] {
+            entries::moriio(text.as_bytes());
+            entries::moriio(&mutate(text.as_bytes().to_vec(), &m));
+        }
     }
 
     #[test]

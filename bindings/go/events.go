@@ -13,7 +13,8 @@ import (
 	"kvlink/internal/hook"
 )
 
-// Event is what happens without a call that waits for it: a [Notification], [PeerDown] or [AgentFailed].
+// Event is what happens without a call that waits for it: a [Notification], [PeerDown],
+// [RouterState] or [AgentFailed].
 type Event interface{ event() }
 
 // Notification is a message of a peer's engine.
@@ -175,6 +176,8 @@ func (a *Agent) dispatch(c *C.kvlink_event_t) error {
 		a.notified(e)
 	case C.KVLINK_EVENT_PEER_DOWN:
 		a.report(PeerDown{a.peer(e.peer), e.rank, e.err("kvlink_poll")})
+	case C.KVLINK_EVENT_ROUTER:
+		a.report(RouterState{Registration{a, e.id}, e.err("kvlink_router_attach")})
 	case C.KVLINK_EVENT_AGENT_FAILED:
 		return e.err("kvlink_poll")
 	}

@@ -71,6 +71,18 @@ GO_CALL(kvlink_cancel, (const kvlink_agent_t *a, uint64_t id), (a, id))
 GO_CALL(kvlink_failed_blocks, (const kvlink_agent_t *a, uint64_t transfer, uint32_t group, uint32_t *ids, size_t cap,
         size_t *n), (a, transfer, group, ids, cap, n))
 
+GO_CALL(kvlink_router_attach, (const kvlink_agent_t *a, const kvlink_router_t *r, uint64_t *out), (a, r, out))
+GO_CALL(kvlink_router_detach, (const kvlink_agent_t *a, uint64_t id), (a, id))
+GO_CALL(kvlink_router_zmq_address, (const char *host, uint32_t handshake, uint32_t notify, char *buf, size_t cap,
+        size_t *len), (host, handshake, notify, buf, cap, len))
+GO_CALL(kvlink_router_port, (uint32_t base, uint32_t dp, uint32_t dps, uint32_t tp, uint32_t tps, uint32_t *out),
+        (base, dp, dps, tp, tps, out))
+GO_CALL(kvlink_route_parse, (const char *id, kvlink_route_t *out), (id, out))
+GO_CALL(kvlink_route_format, (const kvlink_route_t *r, char *buf, size_t cap, size_t *len), (r, buf, cap, len))
+GO_CALL(kvlink_router_answer, (const kvlink_router_answer_t *r, char *buf, size_t cap, size_t *len), (r, buf, cap, len))
+GO_CALL(kvlink_router_params, (const char *json, size_t n, kvlink_router_params_t *out, void *buf, size_t cap,
+        size_t *len), (json, n, out, buf, cap, len))
+
 GO_CALL(kvlink_poll, (const kvlink_agent_t *a, kvlink_event_t *events, size_t cap, int timeout_ms, size_t *n),
         (a, events, cap, timeout_ms, n))
 GO_CALL(kvlink_event_fd, (const kvlink_agent_t *a, int *out), (a, out))

@@ -31,6 +31,7 @@ using PeerId = Id<struct PeerKind>;
 using OfferId = Id<struct OfferKind>;
 using AcceptId = Id<struct AcceptKind>;
 using TransferId = Id<struct TransferKind>;
+using RegistrationId = Id<struct RegistrationKind>;
 
 enum class Direction : std::uint32_t {
     both = KVLINK_DIRECTION_BOTH,
@@ -47,6 +48,18 @@ enum class EventKind : std::uint32_t {
     notification = KVLINK_EVENT_NOTIFICATION,
     peer_down = KVLINK_EVENT_PEER_DOWN,
     agent_failed = KVLINK_EVENT_AGENT_FAILED,
+    router = KVLINK_EVENT_ROUTER,
+};
+
+enum class Role : std::uint32_t {
+    prefill = KVLINK_ROLE_PREFILL,
+    decode = KVLINK_ROLE_DECODE,
+};
+
+/* Who moves the data behind a router. */
+enum class Mode : std::uint32_t {
+    read = KVLINK_MODE_READ,
+    write = KVLINK_MODE_WRITE,
 };
 
 /* All ranks of a peer. */
@@ -82,6 +95,19 @@ struct AgentConfig {
     std::string nixl_library;
     std::uint32_t nixl_patience_ms = 0;
     std::uint32_t nixl_landing = 0;
+};
+
+/* A kvlink_router_t: an instance as a router shall know it. */
+struct Router {
+    Role role = Role::prefill;
+    Mode mode = Mode::read;
+    std::string discovery;
+    std::string http_address;
+    std::string zmq_address; /* empty: this agent's address */
+    std::uint32_t dp_size = 0;
+    std::uint32_t tp_size = 0;
+    std::uint32_t beat_ms = 0;
+    std::uint64_t user_data = 0;
 };
 
 /* A kvlink_offer_t: what a source offers. */
@@ -156,6 +182,8 @@ public:
     TransferId transfer() const noexcept { return id<TransferId>(EventKind::transfer); }
     OfferId offer() const noexcept { return id<OfferId>(EventKind::released); }
     AcceptId accept() const noexcept { return id<AcceptId>(EventKind::received); }
+
+    RegistrationId registration() const noexcept { return id<RegistrationId>(EventKind::router); }
 
     PeerId peer() const noexcept { return PeerId(c().peer); }
     std::uint32_t rank() const noexcept { return c().rank; }
@@ -244,6 +272,13 @@ public:
     {
         return detail::result(
             ::kvlink_notify(c_handle(), peer.value(), rank, message.data(), message.size(), after.value()));
+    }
+
+    /* Every change is told by EventKind::router. */
+    Result<RegistrationId> attach_router(const Router& router) const;
+    Result<void> detach_router(RegistrationId registration) const
+    {
+        return detail::result(::kvlink_router_detach(c_handle(), registration.value()));
     }
 
     /* Ends with EventKind::released. */
@@ -413,6 +448,22 @@ inline Result<Agent> Agent::create(const AgentConfig& config, const Layout& layo
     kvlink_agent_t* agent = nullptr;
     const kvlink_status_t status = ::kvlink_agent_create(&c, layout.c_handle(), &agent);
     return detail::result(status, Agent(agent));
+}
+
+inline Result<RegistrationId> Agent::attach_router(const Router& router) const
+{
+    kvlink_router_t c{};
+    c.struct_size = sizeof c;
+    c.role = static_cast<std::uint32_t>(router.role);
+    c.mode = static_cast<std::uint32_t>(router.mode);
+    c.beat_ms = router.beat_ms;
+    c.dp_size = router.dp_size;
+    c.tp_size = router.tp_size;
+    c.discovery = router.discovery.c_str();
+    c.http_address = router.http_address.c_str();
+    c.zmq_address = detail::optional_text(router.zmq_address);
+    c.user_data = router.user_data;
+    return id<RegistrationId>([&](std::uint64_t* out) { return ::kvlink_router_attach(c_handle(), &c, out); });
 }
 
 inline Result<OfferId> Agent::offer(const Offer& offer) const

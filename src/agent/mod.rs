@@ -12,6 +12,7 @@ mod net;
 mod parked;
 mod queue;
 mod reactor;
+mod router;
 mod sockets;
 mod transports;
 
@@ -27,6 +28,7 @@ use driver::Driver;
 use net::Inbox;
 use parking_lot::{Condvar, Mutex};
 use reactor::Reactor;
+use router::Routers;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -44,6 +46,7 @@ pub(crate) struct Shared {
     pub stop: AtomicBool,
     pub poisoned: AtomicBool,
     pub stats: Stats,
+    routers: Mutex<Routers>,
     wake: OwnedFd,
     /// A caller left something for the reactor.
     pending: AtomicBool,
@@ -132,9 +135,10 @@ impl Agent {
         config.check()?;
         let listener = address::listen(&config)?;
         let address = address::published(&listener, &config)?;
+        let life = incarnation()?;
         let me = Identity {
             instance: config.instance.clone(),
-            incarnation: incarnation()?,
+            incarnation: life,
             rank: config.rank,
             ranks: config.ranks,
             leader: config.leader.clone(),
@@ -151,6 +155,7 @@ impl Agent {
             stop: AtomicBool::new(false),
             poisoned: AtomicBool::new(false),
             stats: Stats::default(),
+            routers: Mutex::new(Routers::new(life)),
             wake,
             pending: AtomicBool::new(true),
             asleep: AtomicBool::new(false),

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::memory::Memory;
-use crate::proto::ConnId;
+use crate::proto::{ConnId, Id};
 use std::net::TcpStream;
 
 /// What connecting threads bring back.
@@ -11,6 +11,8 @@ pub(crate) enum Connected {
     Control(ConnId, Result<TcpStream>),
     /// All data connections of a link, their preambles sent.
     Data(ConnId, Result<Vec<TcpStream>>),
+    /// A registration's connection.
+    Router(Id, Result<TcpStream>),
 }
 
 /// What only the reactor can do, because it owns the transports.

@@ -3,12 +3,13 @@
 
 use super::config::AgentConfig;
 use super::net::{Connected, Order};
+use super::router::{self, Wish};
 use super::sockets::{Socket, Visitor};
 use super::transports::Transports;
 use super::{Shared, address};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Memory, SharedMemory};
-use crate::proto::{Action, ConnId, Event, EventKind, JobEnd, JobId, Output};
+use crate::proto::{Action, ConnId, Event, EventKind, Id, JobEnd, JobId, Output};
 use crate::transport::{self, Done, Interest, Job, LinkId, Poller, Ready};
 use crate::wire::{BOARD_BYTES, BOARD_REGION, Message, Preamble, StreamKind};
 use std::collections::HashMap;
@@ -68,6 +69,7 @@ enum Who {
     Listener,
     Socket(ConnId),
     Visitor,
+    Router(Id),
 }
 
 impl Reactor {
@@ -132,9 +134,10 @@ impl Reactor {
                 self.send_held();
             }
             self.more |= !self.held.is_empty();
+            let beat = self.serve_routers(now);
             let timer = self.shared.endpoint.lock().poll_timeout();
             let visitors = (!self.visitors.is_empty()).then(|| now + VISITOR_TIME);
-            self.due = [timer, visitors].into_iter().flatten().min();
+            self.due = [timer, visitors, beat].into_iter().flatten().min();
         }
         Ok(())
     }
@@ -158,6 +161,7 @@ impl Reactor {
         for (_, socket) in self.sockets.drain() {
             socket.close(&self.poller);
         }
+        self.shared.routers.lock().hang_up(&self.poller);
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
     }
 
@@ -304,6 +308,7 @@ impl Reactor {
                 Some(Who::Listener) => self.accept(),
                 Some(Who::Socket(conn)) => self.serve_socket(conn, *r),
                 Some(Who::Visitor) => self.serve_visitor(r.key),
+                Some(Who::Router(id)) => self.shared.routers.lock().on_ready(id, *r, &mut self.buffer),
                 None => {}
             }
         }
@@ -465,6 +470,34 @@ impl Reactor {
         }
     }
 
+    /// Beats that are due, and what follows from what came; returns when the next is.
+    fn serve_routers(&mut self, now: Instant) -> Option<Instant> {
+        let shared = self.shared.clone();
+        let mut routers = shared.routers.lock();
+        for wish in routers.turn(now, &self.poller) {
+            match wish {
+                Wish::Connect(id, address) => self.connect_router(id, address),
+                Wish::Forget(key) => drop(self.keys.remove(&key)),
+                Wish::Tell(e) => self.tell(e),
+            }
+        }
+        routers.poll_timeout()
+    }
+
+    fn connect_router(&mut self, id: Id, address: String) {
+        let shared = self.shared.clone();
+        let work = move || {
+            let made = address::connect(&address, router::CONNECT);
+            shared.inbox.lock().connected.push(Connected::Router(id, made));
+            shared.wake();
+        };
+        if let Err(e) = std::thread::Builder::new().name("kvlink-connect".into()).spawn(work) {
+            let error = Error::new(Status::System, format!("starting a thread to connect: {e}"));
+            self.shared.inbox.lock().connected.push(Connected::Router(id, Err(error)));
+            self.shared.wake();
+        }
+    }
+
     fn take_inbox(&mut self) {
         let (connected, orders) = {
             let mut inbox = self.shared.inbox.lock();
@@ -491,6 +524,13 @@ impl Reactor {
                 }
             }
             Connected::Control(conn, Err(e)) => self.shared.endpoint.lock().handle_closed(now, conn, e),
+            Connected::Router(id, made) => {
+                let key = self.key(Who::Router(id));
+                let shared = self.shared.clone();
+                if !shared.routers.lock().connected(now, id, made, key, &self.poller) {
+                    self.keys.remove(&key);
+                }
+            }
             Connected::Data(conn, made) => {
                 let attached = made.and_then(|all| all.into_iter().try_for_each(|s| self.transports.attach(conn, s)));
                 self.shared.endpoint.lock().handle_stream(now, conn, attached);

@@ -152,6 +152,13 @@ fn check_size(name: &str, size: usize) -> Result<()> {
     Ok(())
 }
 
+/// A text as a NUL-terminated array; what does not fit is cut.
+pub(super) fn fixed<const N: usize>(text: &str) -> [c_char; N] {
+    let mut out = [0 as c_char; N];
+    out.iter_mut().zip(text.bytes().take(N.saturating_sub(1))).for_each(|(to, from)| *to = from as c_char);
+    out
+}
+
 /// Copies bytes to a caller's buffer, all or nothing; `len` (may be null) gets their number without the NUL.
 ///
 /// # Safety

@@ -23,6 +23,7 @@ mod memory;
 mod peer;
 mod plan;
 mod request;
+mod router;
 mod types;
 mod version;
 
@@ -39,5 +40,6 @@ pub use memory::*;
 pub use peer::*;
 pub use plan::*;
 pub use request::*;
+pub use router::*;
 pub use types::*;
 pub use version::*;

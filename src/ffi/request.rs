@@ -1,6 +1,6 @@
 //! Requests: offer and read, accept and write.
 
-use super::decode::{Sized32, copy_out, flag, out, read_struct, reserved, slice, string};
+use super::decode::{Sized32, copy_out, fixed, flag, out, read_struct, reserved, slice, string};
 use super::guard::{guard, kvlink_status_t};
 use super::handle::{agent as find, kvlink_agent_t};
 use super::layout::copy_list;
@@ -209,19 +209,14 @@ pub unsafe extern "C" fn kvlink_ticket_info(
         // SAFETY: the module's contract for pointers.
         let bytes = unsafe { slice(ticket.cast::<u8>(), len, "ticket") }?;
         let t = Ticket::decode(bytes)?;
-        let text = |s: &str| {
-            let mut out = [0 as c_char; 256];
-            out.iter_mut().zip(s.bytes().take(255)).for_each(|(to, from)| *to = from as c_char);
-            out
-        };
         let info = kvlink_ticket_info_t {
             struct_size: 0,
             rank: t.rank,
             incarnation: t.incarnation,
             tokens: t.tokens,
-            address: text(&t.address),
-            instance: text(&t.instance),
-            request: text(&t.request),
+            address: fixed(&t.address),
+            instance: fixed(&t.instance),
+            request: fixed(&t.request),
         };
         // SAFETY: the module's contract for pointers.
         unsafe { super::decode::write_struct(out_info, info) }

@@ -22,6 +22,8 @@ pub enum EventKind {
     PeerDown = 7,
     /// A defect of kvlink stopped the agent.
     AgentFailed = 8,
+    /// The connection to a router was made or lost.
+    Router = 9,
 }
 
 /// One event.

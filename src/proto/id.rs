@@ -14,6 +14,8 @@ pub enum Kind {
     Accept = 4,
     /// A session.
     Session = 5,
+    /// A registration with a router.
+    Registration = 6,
 }
 
 /// Kind (4 bits), generation (32 bits), index (28 bits); never 0.
@@ -29,7 +31,7 @@ impl Id {
 
     /// What it names, if it is of a known kind.
     pub fn kind(self) -> Option<Kind> {
-        [Kind::Peer, Kind::Transfer, Kind::Offer, Kind::Accept, Kind::Session]
+        [Kind::Peer, Kind::Transfer, Kind::Offer, Kind::Accept, Kind::Session, Kind::Registration]
             .into_iter()
             .find(|k| u64::from(*k as u8) == self.0 >> 60)
     }

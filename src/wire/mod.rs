@@ -7,7 +7,9 @@ mod board;
 mod codec;
 mod frame;
 mod message;
+pub mod moriio;
 mod ticket;
+pub mod zmtp;
 
 pub use board::{BOARD_BYTES, BOARD_REGION, BOARD_SLOTS, LeaseMark};
 pub use codec::{Reader, Writer};
@@ -51,6 +53,8 @@ pub mod limit {
     pub const GROUPS: usize = 256;
     /// Block ids of one request in one group.
     pub const BLOCKS: usize = 4 << 20;
+    /// Bytes of a host name.
+    pub const HOST: usize = 200;
     /// Ranks of an instance.
     pub const RANKS: usize = 1024;
     /// Transports of one rank.

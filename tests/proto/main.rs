@@ -11,4 +11,5 @@ mod handshake;
 mod hostile;
 mod notify;
 mod read;
+mod router;
 mod write;

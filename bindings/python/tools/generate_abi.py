@@ -43,6 +43,8 @@ ENUMS = {
     "kvlink_reach": ("ReachKind", ("KVLINK_REACH_",)),
     "kvlink_direction": ("Direction", ("KVLINK_DIRECTION_",)),
     "kvlink_event_kind": ("EventKind", ("KVLINK_EVENT_",)),
+    "kvlink_role": ("Role", ("KVLINK_ROLE_",)),
+    "kvlink_mode": ("Mode", ("KVLINK_MODE_",)),
 }
 ENUM_DOCS = {
     "kvlink_error": "How a call or an operation ended; the range says what must be repaired.",
@@ -51,6 +53,8 @@ ENUM_DOCS = {
     "kvlink_reach": "Which tokens before the end of a request a group still needs.",
     "kvlink_direction": "Which way a handshake prepares.",
     "kvlink_event_kind": "What happened.",
+    "kvlink_role": "What an instance does.",
+    "kvlink_mode": "Who moves the data behind a router; all instances of a router agree.",
 }
 # Handles: structs without members.
 OPAQUE: set[str] = set()

@@ -4,7 +4,7 @@ A `Layout` describes one rank's cache; an `Agent` moves requests between ranks t
 engine with a transport of its own the spans to move. See docs/python.md.
 """
 
-from ._abi import NO_BLOCK, Direction, DType, EventKind, GroupKind, ReachKind, Status
+from ._abi import NO_BLOCK, Direction, DType, EventKind, GroupKind, Mode, ReachKind, Role, Status
 from ._agent import Agent
 from ._arrays import Memory, Strided, strided
 from ._blocks import Blocks
@@ -45,6 +45,7 @@ from ._operations import Accept, Handshake, Offer, Operation, Transfer
 from ._peer import Peer
 from ._pieces import Attention, Axis, Extent, Group, Part, Record, Section, State, Tensor
 from ._plan import Plan, Span, Spans
+from ._router import Registration, Route, RouterParams, ZmqAddress, router_answer, router_params, router_port
 from ._shared import shared_memory
 from ._version import __version__
 
@@ -82,6 +83,7 @@ __all__ = [
     "LeaseExpired",
     "LimitExceeded",
     "Memory",
+    "Mode",
     "Moved",
     "NoMemory",
     "Notification",
@@ -98,6 +100,10 @@ __all__ = [
     "ReachKind",
     "Received",
     "Record",
+    "Registration",
+    "Role",
+    "Route",
+    "RouterParams",
     "Section",
     "Span",
     "Spans",
@@ -113,11 +119,15 @@ __all__ = [
     "UnknownRequest",
     "Unreachable",
     "WrongState",
+    "ZmqAddress",
     "__version__",
     "attention",
     "convolution",
     "library_version",
     "record",
+    "router_answer",
+    "router_params",
+    "router_port",
     "shared_memory",
     "state",
     "strided",

@@ -102,6 +102,21 @@ class EventKind(enum.IntEnum):
     NOTIFICATION = 6
     PEER_DOWN = 7
     AGENT_FAILED = 8
+    ROUTER = 9
+
+
+class Role(enum.IntEnum):
+    """What an instance does."""
+
+    PREFILL = 0
+    DECODE = 1
+
+
+class Mode(enum.IntEnum):
+    """Who moves the data behind a router; all instances of a router agree."""
+
+    READ = 0
+    WRITE = 1
 
 
 class kvlink_group_t(ctypes.Structure):
@@ -412,6 +427,60 @@ class kvlink_write_t(ctypes.Structure):
     ]
 
 
+class kvlink_router_t(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("role", ctypes.c_uint32),
+        ("mode", ctypes.c_uint32),
+        ("beat_ms", ctypes.c_uint32),
+        ("dp_size", ctypes.c_uint32),
+        ("tp_size", ctypes.c_uint32),
+        ("discovery", ctypes.c_char_p),
+        ("http_address", ctypes.c_char_p),
+        ("zmq_address", ctypes.c_char_p),
+        ("user_data", ctypes.c_uint64),
+    ]
+
+
+class kvlink_route_t(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("prefill_handshake", ctypes.c_uint32),
+        ("prefill_notify", ctypes.c_uint32),
+        ("decode_handshake", ctypes.c_uint32),
+        ("decode_notify", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+        ("prefill_host", ctypes.c_char * 256),
+        ("decode_host", ctypes.c_char * 256),
+        ("unique", ctypes.c_char * 64),
+    ]
+
+
+class kvlink_router_answer_t(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("dp_rank", ctypes.c_uint32),
+        ("dp_size", ctypes.c_uint32),
+        ("tp_size", ctypes.c_uint32),
+        ("transfer_id", ctypes.c_char_p),
+        ("zmq_address", ctypes.c_char_p),
+        ("ticket", ctypes.c_void_p),  # void*
+        ("ticket_len", ctypes.c_size_t),
+    ]
+
+
+class kvlink_router_params_t(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("do_remote_decode", ctypes.c_uint32),
+        ("do_remote_prefill", ctypes.c_uint32),
+        ("remote_dp_size", ctypes.c_uint32),
+        ("remote_tp_size", ctypes.c_uint32),
+        ("remote_dp_rank", ctypes.c_uint32),
+        ("transfer_id", ctypes.c_char * 256),
+    ]
+
+
 class kvlink_event_t(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_uint32),
@@ -540,6 +609,53 @@ PROTOTYPES = {
             ctypes.c_uint64,
             ctypes.c_uint32,
             ctypes.POINTER(ctypes.c_uint32),
+            ctypes.c_size_t,
+            ctypes.POINTER(ctypes.c_size_t),
+        ],
+    ),
+    "kvlink_router_attach": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.POINTER(kvlink_router_t), ctypes.POINTER(ctypes.c_uint64)],
+    ),
+    "kvlink_router_detach": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_uint64]),
+    "kvlink_router_zmq_address": (
+        ctypes.c_int32,
+        [
+            ctypes.c_char_p,
+            ctypes.c_uint32,
+            ctypes.c_uint32,
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.POINTER(ctypes.c_size_t),
+        ],
+    ),
+    "kvlink_router_port": (
+        ctypes.c_int32,
+        [
+            ctypes.c_uint32,
+            ctypes.c_uint32,
+            ctypes.c_uint32,
+            ctypes.c_uint32,
+            ctypes.c_uint32,
+            ctypes.POINTER(ctypes.c_uint32),
+        ],
+    ),
+    "kvlink_route_parse": (ctypes.c_int32, [ctypes.c_char_p, ctypes.POINTER(kvlink_route_t)]),
+    "kvlink_route_format": (
+        ctypes.c_int32,
+        [ctypes.POINTER(kvlink_route_t), ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_size_t)],
+    ),
+    "kvlink_router_answer": (
+        ctypes.c_int32,
+        [ctypes.POINTER(kvlink_router_answer_t), ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_size_t)],
+    ),
+    "kvlink_router_params": (
+        ctypes.c_int32,
+        [
+            ctypes.c_char_p,
+            ctypes.c_size_t,
+            ctypes.POINTER(kvlink_router_params_t),
+            ctypes.c_void_p,
             ctypes.c_size_t,
             ctypes.POINTER(ctypes.c_size_t),
         ],

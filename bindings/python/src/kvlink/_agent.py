@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from . import _abi
-from ._abi import Direction, EventKind, Status
+from ._abi import Direction, EventKind, Mode, Role, Status
 from ._arrays import Memory, memory
 from ._blocks import block_lists
 from ._errors import BadHandle, Cancelled, Error, InvalidArgument, Poisoned, WrongState, check, text_of
@@ -24,6 +24,7 @@ from ._notifications import Notifications
 from ._operations import Accept, Handshake, Offer, Operation, Transfer
 from ._peer import Peer, c_string, milliseconds, wake
 from ._plan import token_range
+from ._router import Registration, router_of
 
 _DISABLE = {"shm": 1, "cma": 2, "tcp": 4}
 _POLL_CAP = 64
@@ -135,6 +136,7 @@ class Agent:
         self._ready: Event | None = None
         self._ready_waiting: set[asyncio.Future[None]] = set()
         self._notifications: Notifications | None = None
+        self._registrations: dict[int, Registration] = {}
         # Who takes events: nobody yet, an event loop, or callers of poll.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._polled = False
@@ -223,6 +225,43 @@ class Agent:
             tokens=total,
         )
         return self._submit(Accept(self, f"accept of {request!r}"), lib.kvlink_accept, accept)
+
+    # Routers.
+
+    def attach_router(
+        self,
+        discovery: str,
+        role: Role,
+        mode: Mode,
+        http_address: str,
+        *,
+        zmq_address: str | None = None,
+        dp_size: int = 1,
+        tp_size: int = 1,
+        beat: float | None = None,
+    ) -> Registration:
+        """Registers this instance with a router and keeps it registered, for one rank of an instance.
+
+        `discovery` is the router's discovery address, `http_address` where the engine's HTTP server listens. Without a
+        `zmq_address` the other instances find this agent's own address.
+        """
+        router = router_of(role, mode, discovery, http_address, zmq_address, (dp_size, tp_size), beat)
+        with self._lock:
+            self._keys += 1
+            router.user_data = self._keys
+        number, registration = ctypes.c_uint64(), Registration(self)
+        self._registrations[router.user_data] = registration
+        try:
+            self._check(lib.kvlink_router_attach(self._handle, router, number))
+        except BaseException:
+            self._registrations.pop(router.user_data, None)
+            raise
+        registration.id = number.value
+        return registration
+
+    def _detach_router(self, registration: Registration) -> None:
+        self._check(lib.kvlink_router_detach(self._handle, registration.id))
+        self._registrations = {k: r for k, r in self._registrations.items() if r is not registration}
 
     def _transfer(self, function: Any, request: Any, what: str) -> Transfer:
         return self._submit(Transfer(self, what), function, request)
@@ -380,6 +419,10 @@ class Agent:
         if operation is not None:
             operation.id = operation.id or raw.id
             operation._finish(event, self._loop)
+        elif event.kind == EventKind.ROUTER:
+            registration = self._registrations.get(raw.user_data)
+            if registration is not None:
+                registration.event = event
         elif event.kind == EventKind.READY:
             self._ready = event
             wake(self._ready_waiting)

@@ -1,0 +1,218 @@
+//! A registration with a router: connects, beats, and begins again when the connection is lost.
+//!
+//! Sans IO, like the endpoint. The discovery protocol never answers: what can be known is whether a ZeroMQ ROUTER socket
+//! takes the beats, not whether the router likes what they say.
+
+use super::dealer::Dealer;
+use super::endpoint::later;
+use super::event::{Event, EventKind};
+use crate::error::{Error, Result, Status};
+use crate::wire::moriio::Register;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// The router forgets who was silent for so long.
+const TIME_TO_LIVE: Duration = Duration::from_secs(5);
+/// Wait before the second attempt to connect; it doubles from there up to the time between beats.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// Time for the handshake of a connection.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// What an instance registers, and where.
+#[derive(Clone, Debug)]
+pub struct RouterArgs {
+    /// The router's discovery address, "host:port" or "tcp://host:port".
+    pub discovery: String,
+    /// The instance.
+    pub register: Register,
+    /// Time between beats.
+    pub beat: Duration,
+    /// Comes with the events.
+    pub user_data: u64,
+}
+
+impl RouterArgs {
+    /// Time between beats unless said otherwise.
+    pub const BEAT: Duration = Duration::from_secs(1);
+
+    /// The discovery address as "host:port".
+    pub fn address(&self) -> &str {
+        self.discovery.strip_prefix("tcp://").unwrap_or(&self.discovery)
+    }
+
+    fn check(&self) -> Result<()> {
+        let bad = |text: String| Err(Error::new(Status::InvalidArgument, text));
+        let port = self.address().rsplit_once(':').and_then(|(host, p)| Some((host, p.parse::<u16>().ok()?)));
+        if !port.is_some_and(|(host, p)| !host.is_empty() && p != 0) {
+            return bad(format!("discovery address {:?} is not host:port", self.discovery));
+        }
+        if self.beat < Duration::from_millis(10) || self.beat * 2 > TIME_TO_LIVE {
+            let (ms, ttl) = (self.beat.as_millis(), TIME_TO_LIVE.as_millis());
+            return bad(format!("a beat every {ms} ms: must be 10..={}, the router forgets after {ttl} ms", ttl / 2));
+        }
+        self.register.check()
+    }
+}
+
+/// What a registration wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RegistrationOutput {
+    /// Connect to the discovery address, then [`Registration::handle_connected`] or [`Registration::handle_failed`].
+    Connect,
+    /// Send over the connection.
+    Send(Vec<u8>),
+    /// Close the connection, or forget the one that is being made.
+    Close,
+    /// Tell the engine.
+    Event(Event),
+}
+
+enum State {
+    /// Not connected.
+    Waiting { until: Instant },
+    /// The connection is being made.
+    Connecting,
+    /// ZeroMQ's handshake.
+    Greeting { dealer: Dealer, until: Instant },
+    /// Beats.
+    Attached { dealer: Dealer, next: Instant },
+}
+
+/// One registration.
+pub struct Registration {
+    args: RouterArgs,
+    /// Tells this agent's connections from all others.
+    name: String,
+    connections: u32,
+    state: State,
+    wait: Duration,
+    /// The status of the last event.
+    told: Option<Status>,
+    outputs: VecDeque<RegistrationOutput>,
+}
+
+impl Registration {
+    /// Begins at once. `name` is unique among all that register.
+    ///
+    /// # Errors
+    /// [`Status::InvalidArgument`] naming the field.
+    pub fn new(now: Instant, args: RouterArgs, name: String) -> Result<Registration> {
+        args.check()?;
+        let state = State::Waiting { until: now };
+        Ok(Registration { args, name, connections: 0, state, wait: FIRST_WAIT, told: None, outputs: VecDeque::new() })
+    }
+
+    /// What it registers.
+    pub fn args(&self) -> &RouterArgs {
+        &self.args
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<RegistrationOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Registration::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            State::Waiting { until } | State::Greeting { until, .. } => Some(*until),
+            State::Connecting => None,
+            State::Attached { next, .. } => Some(*next),
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        match &mut self.state {
+            State::Waiting { until } if *until <= now => {
+                self.state = State::Connecting;
+                self.outputs.push_back(RegistrationOutput::Connect);
+            }
+            State::Greeting { until, .. } if *until <= now => {
+                let text = format!("no ZeroMQ handshake within {} ms", HANDSHAKE.as_millis());
+                self.handle_failed(now, Error::new(Status::Unreachable, text));
+            }
+            State::Attached { next, .. } if *next <= now => {
+                // After a stall one beat is enough.
+                *next = later(now, self.args.beat);
+                self.wait = FIRST_WAIT;
+                self.beat();
+            }
+            _ => {}
+        }
+    }
+
+    /// The connection was made.
+    pub fn handle_connected(&mut self, now: Instant) {
+        if !matches!(self.state, State::Connecting) {
+            return self.outputs.push_back(RegistrationOutput::Close);
+        }
+        self.connections = self.connections.wrapping_add(1);
+        let dealer = Dealer::new(&format!("{}.{}", self.name, self.connections));
+        self.state = State::Greeting { dealer, until: later(now, HANDSHAKE) };
+        self.flush();
+    }
+
+    /// Bytes came.
+    pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) {
+        let (State::Greeting { dealer, .. } | State::Attached { dealer, .. }) = &mut self.state else { return };
+        if let Err(e) = dealer.handle_bytes(bytes) {
+            return self.handle_failed(now, e);
+        }
+        self.flush();
+        if let State::Greeting { dealer, .. } = &self.state
+            && dealer.is_ready()
+            && let State::Greeting { dealer, .. } = std::mem::replace(&mut self.state, State::Connecting)
+        {
+            let next = later(now, self.args.beat);
+            self.state = State::Attached { dealer, next };
+            self.beat();
+            self.tell(Status::Ok, format!("registered at {}", self.args.address()));
+        }
+    }
+
+    /// The connection could not be made, or was lost.
+    pub fn handle_failed(&mut self, now: Instant, error: Error) {
+        let was = std::mem::replace(&mut self.state, State::Waiting { until: now });
+        if matches!(was, State::Waiting { .. }) {
+            self.state = was;
+            return;
+        }
+        self.outputs.push_back(RegistrationOutput::Close);
+        // A router that was there is asked again at once: it may have been restarted.
+        if !matches!(was, State::Attached { .. }) || self.wait != FIRST_WAIT {
+            self.state = State::Waiting { until: later(now, self.wait) };
+        }
+        self.wait = self.wait.saturating_mul(2).min(self.args.beat.max(FIRST_WAIT));
+        self.tell(error.status(), format!("router {}: {}", self.args.address(), error.message()));
+    }
+
+    /// Once for every change.
+    fn tell(&mut self, status: Status, text: String) {
+        if self.told == Some(status) {
+            return;
+        }
+        self.told = Some(status);
+        let user_data = self.args.user_data;
+        self.outputs.push_back(RegistrationOutput::Event(Event {
+            text,
+            user_data,
+            ..Event::new(EventKind::Router, status)
+        }));
+    }
+
+    fn beat(&mut self) {
+        if let State::Attached { dealer, .. } = &mut self.state {
+            dealer.send(&self.args.register.encode());
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        let (State::Greeting { dealer, .. } | State::Attached { dealer, .. }) = &mut self.state else { return };
+        let bytes = dealer.take_output();
+        if !bytes.is_empty() {
+            self.outputs.push_back(RegistrationOutput::Send(bytes));
+        }
+    }
+}

@@ -1,0 +1,187 @@
+/* Life behind a router: what instances write and read, and registrations that cannot reach one. */
+#define _GNU_SOURCE
+#include "support.h"
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define ID                                                                                                             \
+    "___prefill_addr_host:10.0.0.1,handshake:6301,notify:61005___decode_addr_host:10.0.0.2,handshake:7301,notify:7501" \
+    "_00112233445566778899aabbccddeeff"
+
+static rank_t r;
+
+static kvlink_router_t router_at(const char *discovery)
+{
+    kvlink_router_t router;
+    memset(&router, 0, sizeof router);
+    router.struct_size = sizeof router;
+    router.role = KVLINK_ROLE_DECODE;
+    router.mode = KVLINK_MODE_WRITE;
+    router.discovery = discovery;
+    router.http_address = "127.0.0.1:8000";
+    router.user_data = 77;
+    return router;
+}
+
+/* A port of this host that nobody listens on. */
+static void closed_port(char *text, size_t cap)
+{
+    struct sockaddr_in at;
+    socklen_t len = sizeof at;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    memset(&at, 0, sizeof at);
+    at.sin_family = AF_INET;
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK_EQ(bind(fd, (struct sockaddr *)&at, sizeof at), 0);
+    CHECK_EQ(getsockname(fd, (struct sockaddr *)&at, &len), 0);
+    snprintf(text, cap, "127.0.0.1:%u", (unsigned)ntohs(at.sin_port));
+    close(fd);
+}
+
+static void a_router_that_is_not_there_is_told_once(void)
+{
+    char address[64];
+    kvlink_router_t router;
+    kvlink_event_t e;
+    uint64_t id = 0;
+    closed_port(address, sizeof address);
+    router = router_at(address);
+    CHECK_OK(kvlink_router_attach(r.agent, &router, &id));
+    CHECK(id != 0);
+    e = wait_for(&r, KVLINK_EVENT_ROUTER);
+    CHECK_EQ(e.status, KVLINK_E_UNREACHABLE);
+    CHECK_EQ(e.user_data, 77);
+    CHECK(e.id == id);
+    CHECK_HAS(last_payload(), address);
+    quiet(&r);
+    CHECK_OK(kvlink_router_detach(r.agent, id));
+    CHECK_STATUS(kvlink_router_detach(r.agent, id), KVLINK_E_BAD_HANDLE);
+}
+
+static void impossible_registrations_are_refused(void)
+{
+    kvlink_router_t good = router_at("127.0.0.1:1"), bad;
+    uint64_t id = 5;
+    CHECK_STATUS(kvlink_router_attach(NULL, &good, &id), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_router_attach(r.agent, NULL, &id), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_router_attach(r.agent, &good, NULL), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_router_detach(NULL, 1), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_router_detach(r.agent, 1), KVLINK_E_BAD_HANDLE);
+#define REFUSED(field, value, status)                                                                                  \
+    bad = good;                                                                                                        \
+    bad.field = value;                                                                                                 \
+    CHECK_STATUS(kvlink_router_attach(r.agent, &bad, &id), status)
+    REFUSED(struct_size, 4, KVLINK_E_STRUCT_SIZE);
+    REFUSED(role, 2, KVLINK_E_UNKNOWN_ENUM);
+    REFUSED(mode, 2, KVLINK_E_UNKNOWN_ENUM);
+    REFUSED(beat_ms, 2501, KVLINK_E_INVALID_ARGUMENT);
+    REFUSED(dp_size, 1u << 20, KVLINK_E_INVALID_ARGUMENT);
+    REFUSED(tp_size, 1u << 20, KVLINK_E_INVALID_ARGUMENT);
+    REFUSED(discovery, NULL, KVLINK_E_NULL_POINTER);
+    REFUSED(discovery, "nowhere", KVLINK_E_INVALID_ARGUMENT);
+    REFUSED(http_address, NULL, KVLINK_E_NULL_POINTER);
+    REFUSED(http_address, "a b:1", KVLINK_E_INVALID_ARGUMENT);
+    REFUSED(zmq_address, "127.0.0.1:6301", KVLINK_E_INVALID_ARGUMENT);
+    CHECK_EQ(id, 5);
+}
+
+static void addresses_and_ports(void)
+{
+    char text[256];
+    size_t len = 0;
+    uint32_t port = 0;
+    CHECK_OK(kvlink_router_zmq_address("10.0.0.1", 6301, 61005, text, sizeof text, &len));
+    CHECK(strcmp(text, "host:10.0.0.1,handshake:6301,notify:61005") == 0);
+    CHECK_EQ(len, strlen(text));
+    CHECK_STATUS(kvlink_router_zmq_address("10.0.0.1", 6301, 61005, text, len, &len), KVLINK_E_BUFFER_TOO_SMALL);
+    CHECK_STATUS(kvlink_router_zmq_address("a,b", 6301, 61005, text, sizeof text, NULL), KVLINK_E_INVALID_ARGUMENT);
+    CHECK_STATUS(kvlink_router_zmq_address("a", 65536, 1, text, sizeof text, NULL), KVLINK_E_INVALID_ARGUMENT);
+    CHECK_STATUS(kvlink_router_zmq_address(NULL, 1, 1, text, sizeof text, NULL), KVLINK_E_NULL_POINTER);
+    CHECK_OK(kvlink_router_port(6301, 0, 1, 3, 4, &port));
+    CHECK_EQ(port, 6304);
+    CHECK_STATUS(kvlink_router_port(6301, 0, 2, 1, 2, &port), KVLINK_E_INVALID_ARGUMENT);
+    CHECK_STATUS(kvlink_router_port(70000, 0, 1, 0, 1, &port), KVLINK_E_INVALID_ARGUMENT);
+    CHECK_STATUS(kvlink_router_port(6301, 0, 1, 0, 1, NULL), KVLINK_E_NULL_POINTER);
+    CHECK_EQ(port, 6304);
+}
+
+static void request_ids(void)
+{
+    kvlink_route_t route;
+    char text[512];
+    size_t len = 0;
+    memset(&route, 0, sizeof route);
+    route.struct_size = sizeof route;
+    CHECK_OK(kvlink_route_parse("cmpl-" ID "-0-abcdef12", &route));
+    CHECK(strcmp(route.prefill_host, "10.0.0.1") == 0 && strcmp(route.decode_host, "10.0.0.2") == 0);
+    CHECK_EQ(route.prefill_handshake, 6301);
+    CHECK_EQ(route.prefill_notify, 61005);
+    CHECK_EQ(route.decode_handshake, 7301);
+    CHECK_EQ(route.decode_notify, 7501);
+    CHECK(strcmp(route.unique, "00112233445566778899aabbccddeeff") == 0);
+    CHECK_OK(kvlink_route_format(&route, text, sizeof text, &len));
+    CHECK(strcmp(text, ID) == 0);
+    CHECK_STATUS(kvlink_route_parse("cmpl-1", &route), KVLINK_E_INVALID_ARGUMENT);
+    CHECK_STATUS(kvlink_route_parse(NULL, &route), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_route_parse(ID, NULL), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_route_format(NULL, text, sizeof text, &len), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_route_format(&route, text, 10, &len), KVLINK_E_BUFFER_TOO_SMALL);
+    memset(route.unique, 'a', sizeof route.unique);
+    CHECK_STATUS(kvlink_route_format(&route, text, sizeof text, &len), KVLINK_E_INVALID_ARGUMENT);
+    route.reserved = 1;
+    CHECK_STATUS(kvlink_route_format(&route, text, sizeof text, &len), KVLINK_E_INVALID_ARGUMENT);
+    route.struct_size = 5;
+    CHECK_STATUS(kvlink_route_parse(ID, &route), KVLINK_E_STRUCT_SIZE);
+}
+
+static void a_ticket_travels_in_an_answer(void)
+{
+    static const unsigned char ticket[] = {0, 1, 2, 250, 255};
+    kvlink_router_answer_t answer;
+    kvlink_router_params_t params;
+    unsigned char back[16];
+    char json[1024];
+    size_t len = 0, ticket_len = 0;
+    memset(&answer, 0, sizeof answer);
+    memset(&params, 0, sizeof params);
+    params.struct_size = sizeof params;
+    answer.struct_size = sizeof answer;
+    answer.tp_size = 4;
+    answer.transfer_id = "tx-1";
+    answer.zmq_address = "host:10.0.0.1,handshake:6301,notify:61005";
+    answer.ticket = ticket;
+    answer.ticket_len = sizeof ticket;
+    CHECK_OK(kvlink_router_answer(&answer, json, sizeof json, &len));
+    CHECK_EQ(len, strlen(json));
+    CHECK_STATUS(kvlink_router_params(json, len, &params, NULL, 0, &ticket_len), KVLINK_E_BUFFER_TOO_SMALL);
+    CHECK_EQ(ticket_len, sizeof ticket);
+    CHECK(strcmp(params.transfer_id, "tx-1") == 0);
+    CHECK_OK(kvlink_router_params(json, len, &params, back, sizeof back, &ticket_len));
+    CHECK(memcmp(back, ticket, sizeof ticket) == 0);
+    CHECK(params.do_remote_prefill == 1 && params.do_remote_decode == 0);
+    CHECK(params.remote_tp_size == 4 && params.remote_dp_size == 1 && params.remote_dp_rank == 0);
+    CHECK_STATUS(kvlink_router_params("{}", 2, &params, NULL, 0, NULL), KVLINK_E_INVALID_ARGUMENT);
+    CHECK_STATUS(kvlink_router_params(NULL, 2, &params, NULL, 0, NULL), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_router_params(json, len, NULL, NULL, 0, NULL), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_router_answer(NULL, json, sizeof json, &len), KVLINK_E_NULL_POINTER);
+    answer.ticket_len = 0;
+    CHECK_STATUS(kvlink_router_answer(&answer, json, sizeof json, &len), KVLINK_E_INVALID_ARGUMENT);
+    answer.zmq_address = NULL;
+    CHECK_STATUS(kvlink_router_answer(&answer, json, sizeof json, &len), KVLINK_E_NULL_POINTER);
+}
+
+int main(void)
+{
+    r = start_simple("instance");
+    RUN(a_router_that_is_not_there_is_told_once);
+    RUN(impossible_registrations_are_refused);
+    RUN(addresses_and_ports);
+    RUN(request_ids);
+    RUN(a_ticket_travels_in_an_answer);
+    stop(&r);
+    return 0;
+}
