@@ -38,21 +38,13 @@ if ! command -v cargo >/dev/null 2>&1; then
     echo "kvlink needs Rust: cargo was not found (https://rustup.rs, or apt-get install rustup)" >&2
     exit 1
 fi
-# The router that instances register with; the tests say so if it is not there.
-router() {
-    [ "${1:-}" != test ] || sh "$(dirname "$0")/vllm-router.sh" >/dev/null || echo "vllm-router could not be installed" >&2
-}
-if [ -z "$missing" ]; then
-    router "$@"
-    exit 0
-fi
+[ -n "$missing" ] || exit 0
 
 if command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ]; then
     echo "installing:$missing"
     apt-get update -qq
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
-    router "$@"
 else
     echo "please install:$missing" >&2
     exit 1
