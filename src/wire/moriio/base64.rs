@@ -1,39 +1,15 @@
 //! base64url without padding (RFC 4648, section 5): one text for any bytes, and one only.
 
-const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 pub(super) fn encode(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len().div_ceil(3).saturating_mul(4));
-    for chunk in bytes.chunks(3) {
-        let word = (0..3).fold(0u32, |w, i| w << 8 | u32::from(chunk.get(i).copied().unwrap_or(0)));
-        for i in 0..=chunk.len() as u32 {
-            let digit = word >> (18 - 6 * i) & 63;
-            out.push(char::from(DIGITS[digit as usize]));
-        }
-    }
-    out
+    URL_SAFE_NO_PAD.encode(bytes)
 }
 
 /// `None`: another character, a length that cannot be, or bits that no byte has.
 pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len() / 4 * 3 + 2);
-    for chunk in text.as_bytes().chunks(4) {
-        let mut word = 0u32;
-        for i in 0..4 {
-            let value = match chunk.get(i) {
-                Some(c) => DIGITS.iter().position(|d| d == c)? as u32,
-                None => 0,
-            };
-            word = word << 6 | value;
-        }
-        let [_, bytes @ ..] = word.to_be_bytes();
-        let whole = chunk.len().checked_sub(1).filter(|n| *n > 0)?;
-        if bytes.get(whole..)?.iter().any(|b| *b != 0) {
-            return None;
-        }
-        out.extend_from_slice(bytes.get(..whole)?);
-    }
-    Some(out)
+    URL_SAFE_NO_PAD.decode(text).ok()
 }
 
 #[cfg(test)]
