@@ -21,7 +21,6 @@ fn every_byte_of_every_way() {
     for way in WAYS {
         let mut pair = Pair::new(way, SIZE);
         assert_eq!(pair.link.name, way.name());
-        assert!(!pair.link.push);
         let mut model = pair.sink.block.bytes().to_vec();
         for (n, (count, longest)) in SHAPES.into_iter().enumerate() {
             for staged in [false, true] {
@@ -231,10 +230,9 @@ fn spans_outside_a_region_are_refused_by_name() {
 }
 
 #[test]
-fn a_push_is_refused_and_so_are_duplicates_and_strangers() {
+fn a_pull_over_streams_is_refused_and_so_are_duplicates_and_strangers() {
     let mut pair = Pair::new(Way::Tcp, 4096);
     let refuse = |r: Result<(), kvlink::error::Error>| r.unwrap_err().status();
-    assert_eq!(refuse(pair.sink.host.post(job(1, Action::Push, vec![], false))), Status::TransportUnavailable);
     assert_eq!(refuse(pair.sink.host.post(job(1, Action::Pull, vec![], false))), Status::TransportUnavailable);
     pair.sink.host.post(job(1, Action::Receive { tag: 5 }, vec![], false)).unwrap();
     assert_eq!(refuse(pair.sink.host.post(job(1, Action::Receive { tag: 6 }, vec![], false))), Status::Duplicate);

@@ -30,7 +30,7 @@ impl Parked {
 
     /// Whether a job has to wait for its link's data connections.
     pub fn must_wait(&self, job: &Job) -> bool {
-        !matches!(job.action, Action::Pull | Action::Push) && self.missing(job.link) > 0
+        job.action != Action::Pull && self.missing(job.link) > 0
     }
 
     pub fn wait(&mut self, job: Job, mark: Option<LeaseMark>) {

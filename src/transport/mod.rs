@@ -4,10 +4,9 @@
 //! layouts: it gets regions, links and jobs, and reports the end of each job exactly once. When it is dropped, it has ended
 //! all use of registered memory.
 //!
-//! Bytes move in one of three ways; a link says which of them it offers:
+//! Bytes move in one of two ways; a link says which of them it offers:
 //!
 //! - *pull*: the destination copies out of the source's memory; the source's CPU takes no part;
-//! - *push*: the source copies into the destination's memory;
 //! - *stream*: the source sends, the destination receives; either side only ever touches its own memory, and both must
 //!   have expanded the same request of the same plan, which a digest checks.
 
@@ -35,8 +34,6 @@ pub struct JobId(pub u64);
 pub enum Action {
     /// Copies from the peer's regions into ours.
     Pull,
-    /// Copies from our regions into the peer's.
-    Push,
     /// Sends the source side of the spans, in order, under this tag.
     Send {
         /// Names the stream on both sides; unique per link and direction.
@@ -86,8 +83,6 @@ pub struct Link {
     pub name: String,
     /// We can pull from the peer.
     pub pull: bool,
-    /// We can push to the peer.
-    pub push: bool,
     /// Sockets that [`Transport::attach`] takes for its streams, the same number on both sides; none: no streams. One is
     /// enough, and more carry a stream together.
     pub streams: usize,

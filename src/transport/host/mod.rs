@@ -286,10 +286,6 @@ impl Transport for Host {
                 let pull = Pull::new(job, &self.regions, &peer.remote)?;
                 self.pulls.push_back(pull);
             }
-            Action::Push => {
-                let why = "the host transport never writes into a peer's memory: pull, or stream";
-                return Err(Error::new(Status::TransportUnavailable, why));
-            }
             Action::Send { tag } => self.post_send(tag, job)?,
             Action::Receive { tag } => self.post_receive(tag, job)?,
         }

@@ -41,7 +41,7 @@ impl Peer {
             }
         };
         let streams = if stream { options.streams.min(meta.streams as usize) } else { 0 };
-        let link = Link { name: name.into(), pull, push: false, streams, rejected };
+        let link = Link { name: name.into(), pull, streams, rejected };
         Ok(Peer { remote, link, sockets: Vec::new(), streams: Streams::default(), broken: None })
     }
 

@@ -247,7 +247,7 @@ impl Transport for Nixl {
             self.ask(|answer| Command::Connect { link, peer, answer })?;
         }
         self.links.insert(link);
-        Ok(Link { name: self.options.report(), pull: true, push: false, streams: 0, rejected: Vec::new() })
+        Ok(Link { name: self.options.report(), pull: true, streams: 0, rejected: Vec::new() })
     }
 
     fn attach(&mut self, link: LinkId, _socket: std::net::TcpStream) -> Result<()> {
