@@ -14,6 +14,7 @@ mod queue;
 mod reactor;
 mod router;
 mod sockets;
+mod stream;
 mod transports;
 
 pub use config::{AgentConfig, Require};

@@ -1,9 +1,10 @@
 //! The reactor: carries out what the endpoint wants, and tells it what happened. One thread at a time drives it
 //! (`driver.rs`).
 
+mod connections;
+
 use super::config::AgentConfig;
 use super::net::{Connected, Order};
-use super::router::{self, Wish};
 use super::sockets::{Socket, Visitor};
 use super::transports::Transports;
 use super::{Shared, address};
@@ -11,9 +12,8 @@ use crate::error::{Error, Result, Status};
 use crate::memory::{Memory, SharedMemory};
 use crate::proto::{Action, ConnId, Event, EventKind, Id, JobEnd, JobId, Output};
 use crate::transport::{self, Done, Interest, Job, LinkId, Poller, Ready};
-use crate::wire::{BOARD_BYTES, BOARD_REGION, Message, Preamble, StreamKind};
+use crate::wire::{BOARD_BYTES, BOARD_REGION, Message};
 use std::collections::HashMap;
-use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -22,12 +22,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes that transports move before sockets and timers are looked at again.
 pub(super) const SLICE: u64 = 1 << 20;
-/// Accepted connections that have not introduced themselves.
-const MAX_VISITORS: usize = 256;
-/// Time they have for it.
-const VISITOR_TIME: Duration = Duration::from_secs(10);
-/// Data connections of a link that is not made yet: as many as any transport asks for.
-const MAX_EARLY: usize = 64;
+
 pub(super) struct Reactor {
     shared: Arc<Shared>,
     poller: Arc<Poller>,
@@ -136,7 +131,7 @@ impl Reactor {
             self.more |= !self.held.is_empty();
             let beat = self.serve_routers(now);
             let timer = self.shared.endpoint.lock().poll_timeout();
-            let visitors = (!self.visitors.is_empty()).then(|| now + VISITOR_TIME);
+            let visitors = self.visitors_due();
             self.due = [timer, visitors, beat].into_iter().flatten().min();
         }
         Ok(())
@@ -213,15 +208,10 @@ impl Reactor {
     fn carry_out(&mut self, output: Output) {
         match output {
             Output::Connect { conn, address } => {
-                self.connect(conn, move |timeout| Connected::Control(conn, address::connect(&address, timeout)));
+                let timeout = self.connect_timeout;
+                self.connect(move || address::connect(&address, timeout), move |made| Connected::Control(conn, made));
             }
-            Output::OpenStream { conn, address, token } => {
-                let count = self.transports.streams(conn);
-                self.connect(conn, move |timeout| {
-                    let one = |i| open_stream(&address, token, timeout).map_err(|e| e.within(nth_of(i, count)));
-                    Connected::Data(conn, (0..count).map(one).collect())
-                });
-            }
+            Output::OpenStream { conn, address, token } => self.open_streams(conn, address, token),
             Output::ExpectStream { conn, token } => {
                 self.tokens.insert(token, conn);
             }
@@ -308,20 +298,13 @@ impl Reactor {
                 Some(Who::Listener) => self.accept(),
                 Some(Who::Socket(conn)) => self.serve_socket(conn, *r),
                 Some(Who::Visitor) => self.serve_visitor(r.key),
-                Some(Who::Router(id)) => self.shared.routers.lock().on_ready(id, *r, &mut self.buffer),
+                Some(Who::Router(id)) => {
+                    self.shared.routers.lock().on_ready(id, *r, &mut self.buffer, &self.poller);
+                }
                 None => {}
             }
         }
-        let now = Instant::now();
-        let late: Vec<u64> = self
-            .visitors
-            .iter()
-            .filter(|(_, v)| now.saturating_duration_since(v.since) >= VISITOR_TIME)
-            .map(|(k, _)| *k)
-            .collect();
-        for key in late {
-            self.forget_visitor(key);
-        }
+        self.dismiss_late_visitors();
     }
 
     fn serve_socket(&mut self, conn: ConnId, r: Ready) {
@@ -375,129 +358,6 @@ impl Reactor {
         self.next_key
     }
 
-    fn accept(&mut self) {
-        loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => {
-                    if stream.set_nonblocking(true).is_err() {
-                        continue;
-                    }
-                    if self.visitors.len() >= MAX_VISITORS {
-                        // The one that has been silent longest: who means it speaks at once.
-                        let oldest = self.visitors.iter().min_by_key(|(_, v)| v.since).map(|(k, _)| *k);
-                        oldest.and_then(|k| self.forget_visitor(k));
-                    }
-                    let key = self.key(Who::Visitor);
-                    if self.poller.add(&stream, key, Interest { read: true, write: false }).is_ok() {
-                        self.visitors.insert(key, Visitor::new(stream, Instant::now()));
-                    }
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
-        }
-    }
-
-    fn forget_visitor(&mut self, key: u64) -> Option<Visitor> {
-        self.keys.remove(&key);
-        let visitor = self.visitors.remove(&key)?;
-        self.poller.remove(&visitor.stream);
-        Some(visitor)
-    }
-
-    fn serve_visitor(&mut self, key: u64) {
-        let Some(visitor) = self.visitors.get_mut(&key) else { return };
-        let preamble = match visitor.read() {
-            Ok(None) => return,
-            Ok(Some(p)) => p,
-            Err(e) => {
-                log::debug!("kvlink: a connection was dropped: {e}");
-                self.forget_visitor(key);
-                return;
-            }
-        };
-        let Some(visitor) = self.forget_visitor(key) else { return };
-        match preamble.0 {
-            StreamKind::Control => {
-                let accepted = self.shared.endpoint.lock().handle_accepted(Instant::now());
-                match accepted {
-                    Ok(conn) => self.add_socket(conn, visitor.stream, None),
-                    Err(e) => log::warn!("kvlink: a connection was refused: {e}"),
-                }
-            }
-            StreamKind::Data { token } => match self.tokens.get(&token).copied() {
-                Some(conn) if self.transports.has_link(conn) => self.attach(conn, visitor.stream),
-                Some(conn) if self.early.get(&conn).is_some_and(|e| e.len() >= MAX_EARLY) => {
-                    log::warn!("kvlink: a data connection beyond {MAX_EARLY} that came before their link was dropped");
-                }
-                Some(conn) => self.early.entry(conn).or_default().push(visitor.stream),
-                None => log::warn!("kvlink: a data connection with an unknown token was dropped"),
-            },
-        }
-    }
-
-    fn attach(&mut self, conn: ConnId, stream: TcpStream) {
-        if let Err(e) = self.transports.attach(conn, stream) {
-            self.lose(conn, e);
-        }
-    }
-
-    fn add_socket(&mut self, conn: ConnId, stream: TcpStream, first: Option<&[u8]>) {
-        let key = self.key(Who::Socket(conn));
-        let made = Socket::new(stream, key, &self.poller).and_then(|mut s| {
-            first.map_or(Ok(()), |bytes| s.send_bytes(bytes, &self.poller))?;
-            Ok(s)
-        });
-        match made {
-            Ok(socket) => {
-                self.sockets.insert(conn, socket);
-            }
-            Err(e) => self.lose(conn, e),
-        }
-    }
-
-    /// Names are resolved and connections made on a thread of their own: both can block for seconds.
-    fn connect(&mut self, conn: ConnId, make: impl FnOnce(Duration) -> Connected + Send + 'static) {
-        let (shared, timeout) = (self.shared.clone(), self.connect_timeout);
-        let work = move || {
-            let connected = make(timeout);
-            shared.inbox.lock().connected.push(connected);
-            shared.wake();
-        };
-        if let Err(e) = std::thread::Builder::new().name("kvlink-connect".into()).spawn(work) {
-            let error = Error::new(Status::System, format!("starting a thread to connect: {e}"));
-            self.shared.endpoint.lock().handle_closed(Instant::now(), conn, error);
-        }
-    }
-
-    /// Beats that are due, and what follows from what came; returns when the next is.
-    fn serve_routers(&mut self, now: Instant) -> Option<Instant> {
-        let shared = self.shared.clone();
-        let mut routers = shared.routers.lock();
-        for wish in routers.turn(now, &self.poller) {
-            match wish {
-                Wish::Connect(id, address) => self.connect_router(id, address),
-                Wish::Forget(key) => drop(self.keys.remove(&key)),
-                Wish::Tell(e) => self.tell(e),
-            }
-        }
-        routers.poll_timeout()
-    }
-
-    fn connect_router(&mut self, id: Id, address: String) {
-        let shared = self.shared.clone();
-        let work = move || {
-            let made = address::connect(&address, router::CONNECT);
-            shared.inbox.lock().connected.push(Connected::Router(id, made));
-            shared.wake();
-        };
-        if let Err(e) = std::thread::Builder::new().name("kvlink-connect".into()).spawn(work) {
-            let error = Error::new(Status::System, format!("starting a thread to connect: {e}"));
-            self.shared.inbox.lock().connected.push(Connected::Router(id, Err(error)));
-            self.shared.wake();
-        }
-    }
-
     fn take_inbox(&mut self) {
         let (connected, orders) = {
             let mut inbox = self.shared.inbox.lock();
@@ -511,30 +371,6 @@ impl Reactor {
             let mut inbox = self.shared.inbox.lock();
             inbox.answers.push((ticket, answer));
             self.shared.answered.notify_all();
-        }
-    }
-
-    fn on_connected(&mut self, c: Connected) {
-        let now = Instant::now();
-        match c {
-            Connected::Control(conn, Ok(stream)) => {
-                self.add_socket(conn, stream, Some(&Preamble(StreamKind::Control).encode()));
-                if self.sockets.contains_key(&conn) && !self.shared.endpoint.lock().handle_connected(now, conn) {
-                    self.close(conn);
-                }
-            }
-            Connected::Control(conn, Err(e)) => self.shared.endpoint.lock().handle_closed(now, conn, e),
-            Connected::Router(id, made) => {
-                let key = self.key(Who::Router(id));
-                let shared = self.shared.clone();
-                if !shared.routers.lock().connected(now, id, made, key, &self.poller) {
-                    self.keys.remove(&key);
-                }
-            }
-            Connected::Data(conn, made) => {
-                let attached = made.and_then(|all| all.into_iter().try_for_each(|s| self.transports.attach(conn, s)));
-                self.shared.endpoint.lock().handle_stream(now, conn, attached);
-            }
         }
     }
 
@@ -561,16 +397,4 @@ impl Reactor {
             Order::Panic => panic!("a panic on purpose in the reactor"),
         }
     }
-}
-
-/// A data connection, its preamble sent.
-fn open_stream(address: &str, token: u64, timeout: Duration) -> Result<TcpStream> {
-    let mut stream = address::connect(address, timeout)?;
-    let fail = |e: std::io::Error| Error::new(Status::Unreachable, format!("{address}: {e}"));
-    stream.write_all(&Preamble(StreamKind::Data { token }).encode()).map_err(fail)?;
-    Ok(stream)
-}
-
-fn nth_of(i: usize, count: usize) -> String {
-    format!("data connection {} of {count}", i + 1)
 }

@@ -1,19 +1,18 @@
 //! Registrations with routers: their sockets, and the calls that begin and end them.
 
 use super::Agent;
+use super::stream::{Stream, Terms};
 use crate::error::{Error, Result, Status};
 use crate::proto::{Event, Id, Kind, Registration, RegistrationOutput, RouterArgs, Slab};
-use crate::transport::{Interest, Poller, Ready};
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use crate::transport::{Poller, Ready};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 /// Time for a connection to be made.
 pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// Time that the kernel waits for a router to acknowledge what was sent: then its host is gone.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
-/// Bytes that may wait for a router that does not read.
-const MAX_UNSENT: usize = 64 << 10;
+const TERMS: Terms = Terms { max_unsent: 64 << 10, lost: Status::Unreachable };
 /// Registrations of one agent.
 const MAX: usize = 64;
 
@@ -34,16 +33,9 @@ pub(super) struct Routers {
 
 struct Entry {
     registration: Registration,
-    link: Option<Link>,
+    stream: Option<Stream>,
     /// Nobody wants it any more.
     ended: bool,
-}
-
-struct Link {
-    stream: TcpStream,
-    key: u64,
-    unsent: Vec<u8>,
-    waits_for_room: bool,
 }
 
 impl Routers {
@@ -58,7 +50,7 @@ impl Routers {
         self.begun += 1;
         let name = format!("kvlink {} {:x}.{}", args.register.http_address, self.life, self.begun);
         let registration = Registration::new(now, args, name)?;
-        Ok(self.entries.insert(Entry { registration, link: None, ended: false }))
+        Ok(self.entries.insert(Entry { registration, stream: None, ended: false }))
     }
 
     fn detach(&mut self, id: Id) -> Result<()> {
@@ -95,12 +87,11 @@ impl Routers {
                     RegistrationOutput::Connect => {
                         wishes.push(Wish::Connect(id, entry.registration.args().address().to_string()));
                     }
-                    RegistrationOutput::Send(bytes) => entry.send(now, &bytes),
+                    RegistrationOutput::Send(bytes) => entry.send(now, &bytes, poller),
                     RegistrationOutput::Close => wishes.extend(entry.close(poller)),
                     RegistrationOutput::Event(e) => wishes.push(Wish::Tell(Event { id: id.0, ..e })),
                 }
             }
-            entry.wait_for_room(poller);
         }
         wishes
     }
@@ -108,9 +99,9 @@ impl Routers {
     /// A connection was made, or could not be; returns whether its descriptor is waited for under the key.
     pub fn connected(&mut self, now: Instant, id: Id, made: Result<TcpStream>, key: u64, poller: &Poller) -> bool {
         let Some(entry) = self.entries.get_mut(id).filter(|e| !e.ended) else { return false };
-        match made.and_then(|stream| Link::new(stream, key, poller)) {
-            Ok(link) => {
-                entry.link = Some(link);
+        match made.and_then(|socket| watched(socket, key, poller)) {
+            Ok(stream) => {
+                entry.stream = Some(stream);
                 entry.registration.handle_connected(now);
                 true
             }
@@ -121,11 +112,11 @@ impl Routers {
         }
     }
 
-    pub fn on_ready(&mut self, id: Id, ready: Ready, buffer: &mut [u8]) {
+    pub fn on_ready(&mut self, id: Id, ready: Ready, buffer: &mut [u8], poller: &Poller) {
         let Some(entry) = self.entries.get_mut(id) else { return };
         let now = Instant::now();
         if ready.write {
-            entry.send(now, &[]);
+            entry.send(now, &[], poller);
         }
         if ready.read {
             entry.receive(now, buffer);
@@ -142,8 +133,8 @@ impl Routers {
 
 impl Entry {
     /// Queues bytes and sends what the kernel takes.
-    fn send(&mut self, now: Instant, bytes: &[u8]) {
-        let sent = self.link.as_mut().map_or(Ok(()), |l| l.send(bytes));
+    fn send(&mut self, now: Instant, bytes: &[u8], poller: &Poller) {
+        let sent = self.stream.as_mut().map_or(Ok(()), |s| s.send(bytes, poller));
         if let Err(e) = sent {
             self.registration.handle_failed(now, e);
         }
@@ -151,66 +142,25 @@ impl Entry {
 
     /// One buffer: level-triggered readiness comes again.
     fn receive(&mut self, now: Instant, buffer: &mut [u8]) {
-        let Some(link) = &mut self.link else { return };
-        match link.stream.read(buffer) {
-            Ok(0) => self.registration.handle_failed(now, gone("it closed the connection")),
+        let Some(stream) = &mut self.stream else { return };
+        match stream.read(buffer) {
             Ok(n) => self.registration.handle_bytes(now, buffer.get(..n).unwrap_or(buffer)),
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(e) => self.registration.handle_failed(now, gone(&e.to_string())),
-        }
-    }
-
-    fn wait_for_room(&mut self, poller: &Poller) {
-        let Some(link) = &mut self.link else { return };
-        let wait = !link.unsent.is_empty();
-        if wait != link.waits_for_room {
-            link.waits_for_room = wait;
-            if let Err(e) = poller.modify(&link.stream, link.key, Interest { read: true, write: wait }) {
-                log::error!("kvlink: waiting for a router to read: {e}");
-            }
+            Err(e) => self.registration.handle_failed(now, e),
         }
     }
 
     fn close(&mut self, poller: &Poller) -> Option<Wish> {
-        let link = self.link.take()?;
-        poller.remove(&link.stream);
-        // The router shall see the end even if a forked child holds a copy of the descriptor.
-        let _ = link.stream.shutdown(Shutdown::Both);
-        Some(Wish::Forget(link.key))
+        let stream = self.stream.take()?;
+        let key = stream.key();
+        stream.close(poller);
+        Some(Wish::Forget(key))
     }
 }
 
-impl Link {
-    fn new(stream: TcpStream, key: u64, poller: &Poller) -> Result<Link> {
-        let fail = |what: &str, e: std::io::Error| Error::new(Status::System, format!("{what}: {e}"));
-        stream.set_nonblocking(true).map_err(|e| fail("O_NONBLOCK", e))?;
-        stream.set_nodelay(true).map_err(|e| fail("TCP_NODELAY", e))?;
-        rustix::net::sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED.as_millis() as u32)
-            .map_err(|e| fail("TCP_USER_TIMEOUT", e.into()))?;
-        poller.add(&stream, key, Interest { read: true, write: false })?;
-        Ok(Link { stream, key, unsent: Vec::new(), waits_for_room: false })
-    }
-
-    fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.unsent.extend_from_slice(bytes);
-        while !self.unsent.is_empty() {
-            match self.stream.write(&self.unsent) {
-                Ok(0) => return Err(gone("the connection takes no more data")),
-                Ok(n) => drop(self.unsent.drain(..n)),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(gone(&e.to_string())),
-            }
-        }
-        match self.unsent.len() {
-            n if n > MAX_UNSENT => Err(gone(&format!("it does not read: {n} bytes wait for it"))),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn gone(why: &str) -> Error {
-    Error::new(Status::Unreachable, why)
+fn watched(socket: TcpStream, key: u64, poller: &Poller) -> Result<Stream> {
+    rustix::net::sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED.as_millis() as u32)
+        .map_err(|e| Error::new(Status::System, format!("TCP_USER_TIMEOUT: {e}")))?;
+    Stream::new(socket, key, TERMS, poller)
 }
 
 impl Agent {

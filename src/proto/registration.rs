@@ -72,10 +72,8 @@ enum State {
     Waiting { until: Instant },
     /// The connection is being made.
     Connecting,
-    /// ZeroMQ's handshake.
-    Greeting { dealer: Dealer, until: Instant },
-    /// Beats.
-    Attached { dealer: Dealer, next: Instant },
+    /// ZeroMQ's handshake until the dealer is ready, then beats; due is the end of the one, or the next of the others.
+    Connected { dealer: Dealer, due: Instant },
 }
 
 /// One registration.
@@ -115,9 +113,8 @@ impl Registration {
     /// When [`Registration::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
-            State::Waiting { until } | State::Greeting { until, .. } => Some(*until),
+            State::Waiting { until: due } | State::Connected { due, .. } => Some(*due),
             State::Connecting => None,
-            State::Attached { next, .. } => Some(*next),
         }
     }
 
@@ -128,15 +125,14 @@ impl Registration {
                 self.state = State::Connecting;
                 self.outputs.push_back(RegistrationOutput::Connect);
             }
-            State::Greeting { until, .. } if *until <= now => {
+            State::Connected { dealer, due } if *due <= now && !dealer.is_ready() => {
                 let text = format!("no ZeroMQ handshake within {} ms", HANDSHAKE.as_millis());
                 self.handle_failed(now, Error::new(Status::Unreachable, text));
             }
-            State::Attached { next, .. } if *next <= now => {
-                // After a stall one beat is enough.
-                *next = later(now, self.args.beat);
+            State::Connected { due, .. } if *due <= now => {
+                // It has held for a beat.
                 self.wait = FIRST_WAIT;
-                self.beat();
+                self.beat(now);
             }
             _ => {}
         }
@@ -149,24 +145,21 @@ impl Registration {
         }
         self.connections = self.connections.wrapping_add(1);
         let dealer = Dealer::new(&format!("{}.{}", self.name, self.connections));
-        self.state = State::Greeting { dealer, until: later(now, HANDSHAKE) };
+        self.state = State::Connected { dealer, due: later(now, HANDSHAKE) };
         self.flush();
     }
 
     /// Bytes came.
     pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) {
-        let (State::Greeting { dealer, .. } | State::Attached { dealer, .. }) = &mut self.state else { return };
+        let State::Connected { dealer, .. } = &mut self.state else { return };
+        let was_ready = dealer.is_ready();
         if let Err(e) = dealer.handle_bytes(bytes) {
             return self.handle_failed(now, e);
         }
+        let attached = !was_ready && dealer.is_ready();
         self.flush();
-        if let State::Greeting { dealer, .. } = &self.state
-            && dealer.is_ready()
-            && let State::Greeting { dealer, .. } = std::mem::replace(&mut self.state, State::Connecting)
-        {
-            let next = later(now, self.args.beat);
-            self.state = State::Attached { dealer, next };
-            self.beat();
+        if attached {
+            self.beat(now);
             self.tell(Status::Ok, format!("registered at {}", self.args.address()));
         }
     }
@@ -180,7 +173,8 @@ impl Registration {
         }
         self.outputs.push_back(RegistrationOutput::Close);
         // A router that was there is asked again at once: it may have been restarted.
-        if !matches!(was, State::Attached { .. }) || self.wait != FIRST_WAIT {
+        let attached = matches!(&was, State::Connected { dealer, .. } if dealer.is_ready());
+        if !attached || self.wait != FIRST_WAIT {
             self.state = State::Waiting { until: later(now, self.wait) };
         }
         self.wait = self.wait.saturating_mul(2).min(self.args.beat.max(FIRST_WAIT));
@@ -201,15 +195,17 @@ impl Registration {
         }));
     }
 
-    fn beat(&mut self) {
-        if let State::Attached { dealer, .. } = &mut self.state {
+    /// After a stall one beat is enough.
+    fn beat(&mut self, now: Instant) {
+        if let State::Connected { dealer, due } = &mut self.state {
+            *due = later(now, self.args.beat);
             dealer.send(&self.args.register.encode());
         }
         self.flush();
     }
 
     fn flush(&mut self) {
-        let (State::Greeting { dealer, .. } | State::Attached { dealer, .. }) = &mut self.state else { return };
+        let State::Connected { dealer, .. } = &mut self.state else { return };
         let bytes = dealer.take_output();
         if !bytes.is_empty() {
             self.outputs.push_back(RegistrationOutput::Send(bytes));
