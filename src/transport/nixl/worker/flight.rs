@@ -1,0 +1,183 @@
+//! Reads: posted in turn, looked at until they end, landed.
+
+use super::{Peer, Report, Worker};
+use crate::error::{Error, Result, Status};
+use crate::transport::nixl::agents::Slot;
+use crate::transport::nixl::batch::{self, Batch, Cursor, Ends, Place};
+use crate::transport::nixl::options::Landing;
+use crate::transport::nixl::sys::{Failure, Request, State};
+use crate::transport::{JobId, LinkId};
+use std::time::Instant;
+
+/// Reads of one link that may be under way.
+const DEPTH: usize = 4;
+/// So many more reads than not must have completed while they were posted before a link's data lands in the blocks. One
+/// that does not counts as many.
+const PROVEN: i32 = 8;
+
+/// A read that was posted.
+pub(super) struct Flight {
+    pub request: Request,
+    pub link: LinkId,
+    /// `None`: nobody waits for it, and it writes to nobody's memory.
+    pub job: Option<JobId>,
+    pub from: Cursor,
+    pub end: Cursor,
+    pub bytes: u64,
+    pub landing: Option<(Slot, Vec<Place>)>,
+    /// NIXL says that it failed, which does not prove that nothing of it writes any more.
+    pub failed: bool,
+    /// When its job failed.
+    pub unwanted: Option<Instant>,
+}
+
+/// NIXL does not tell the reasons apart.
+fn unreadable(peer: &Peer, e: Failure) -> Error {
+    let text = format!(
+        "nixl: reading from agent {}: {e}: its process has ended, its memory was taken away, or the network between failed",
+        peer.agent.to_string_lossy()
+    );
+    Error::new(Status::Incarnation, text)
+}
+
+impl<R: Report> Worker<R> {
+    /// Gives every job a turn while there is room; returns whether anything was posted.
+    pub(super) fn post(&mut self) -> bool {
+        if self.replacing.is_some() {
+            return false;
+        }
+        for _ in 0..self.turns.len() {
+            let Some(id) = self.turns.pop_front() else { break };
+            let Some(link) = self.jobs.get(&id).map(|r| r.job.link) else { continue };
+            if self.flights.iter().filter(|f| f.link == link).count() >= DEPTH {
+                self.turns.push_back(id);
+                continue;
+            }
+            match self.post_one(id) {
+                Ok(true) => self.turns.push_back(id),
+                Ok(false) => self.end_job_if_over(id),
+                Err(e) => self.fail(id, e),
+            }
+            return true;
+        }
+        false
+    }
+
+    /// Posts a job's next read; returns whether there is more to post.
+    fn post_one(&mut self, id: JobId) -> Result<bool> {
+        let (Some(running), Some(agents)) = (self.jobs.get_mut(&id), &mut self.agents) else { return Ok(false) };
+        let Some((from, to)) = running.todo.pop_front() else { return Ok(false) };
+        let job = &running.job;
+        let Some(link) = self.links.get_mut(&job.link) else { return Ok(false) };
+        let straight = match self.options.landing {
+            Landing::Direct => true,
+            Landing::Staged => false,
+            Landing::Auto => link.prompt >= PROVEN && !job.short,
+        };
+        let slot = if straight { None } else { Some(agents.slot()?) };
+        let ends = Ends { own: agents.regions(), peer: &link.peer.regions };
+        let made = match &slot {
+            None => batch::direct(&job.spans, from, to, ends),
+            Some(slot) => batch::staged(&job.spans, from, to, ends, slot.range(), job.short),
+        };
+        let Batch { pieces, places, bytes, end } = match made {
+            Ok(b) if b.bytes > 0 => b,
+            nothing => {
+                slot.into_iter().for_each(|s| agents.give_back(s));
+                return nothing.map(|_| !running.todo.is_empty());
+            }
+        };
+        if end != to {
+            running.todo.push_front((end, to));
+        }
+        let more = !running.todo.is_empty();
+        let reader = agents.reader()?;
+        let request = match reader.read(&link.peer.agent, &pieces) {
+            Ok(request) => request,
+            Err(e) => {
+                slot.into_iter().for_each(|s| agents.give_back(s));
+                let (link, error) = (job.link, unreadable(&link.peer, e));
+                self.break_link(link, error);
+                return Ok(false);
+            }
+        };
+        let state = reader.post(&request);
+        link.prompt = match state {
+            State::Complete => PROVEN.min(link.prompt + 1),
+            State::Running | State::Failed(_) => (link.prompt - PROVEN).max(-8 * PROVEN),
+        };
+        let landing = slot.map(|s| (s, places));
+        let (link, job) = (job.link, Some(id));
+        let f = Flight { request, link, job, from, end, bytes, landing, failed: false, unwanted: None };
+        self.flights.push(f);
+        self.settle(self.flights.len() - 1, state);
+        Ok(more && self.jobs.get(&id).is_some_and(|r| r.failure.is_none()))
+    }
+
+    /// Looks at every read that is under way; returns whether one has ended.
+    pub(super) fn look(&mut self) -> bool {
+        let before = self.flights.len();
+        for at in (0..before).rev() {
+            let (Some(f), Some(agents)) = (self.flights.get(at), &mut self.agents) else { continue };
+            if f.failed {
+                continue;
+            }
+            if let Ok(reader) = agents.reader() {
+                let state = reader.state(&f.request);
+                self.settle(at, state);
+            }
+        }
+        self.flights.len() < before
+    }
+
+    /// A read stands like this.
+    fn settle(&mut self, at: usize, state: State) {
+        match state {
+            State::Running => {}
+            State::Complete => self.land(at),
+            State::Failed(e) => self.failed(at, e),
+        }
+    }
+
+    fn land(&mut self, at: usize) {
+        let f = self.flights.swap_remove(at);
+        let Some(agents) = &mut self.agents else { return };
+        if let Some((slot, places)) = f.landing {
+            if f.job.is_some() {
+                for p in &places {
+                    if let Some(source) = slot.range().part(p.at, p.target.len() as u64) {
+                        p.target.copy_from(source);
+                    }
+                }
+            }
+            agents.give_back(slot);
+        }
+        agents.release(f.request);
+        if let Some(r) = f.job.and_then(|id| self.jobs.get_mut(&id)) {
+            r.moved += f.bytes;
+            let id = r.job.id;
+            self.end_job_if_over(id);
+        }
+        self.forget_links();
+    }
+
+    /// The peer's memory cannot be read any more: nothing of this link can.
+    fn failed(&mut self, at: usize, e: Failure) {
+        let Some(f) = self.flights.get_mut(at) else { return };
+        f.failed = true;
+        let link = f.link;
+        if f.landing.is_some() {
+            // Nobody's memory is at stake: what it lands in is not used again while this reader lives.
+            let f = self.flights.swap_remove(at);
+            if let (Some(agents), Some((slot, _))) = (&mut self.agents, f.landing) {
+                agents.retire(slot);
+                agents.release(f.request);
+            }
+        }
+        if let Some(l) = self.links.get(&link) {
+            let error = unreadable(&l.peer, e);
+            self.break_link(link, error);
+        }
+        self.forget_links();
+    }
+}
