@@ -101,8 +101,15 @@ fn child(address: &str) {
             command if command >> 32 == 1 => bare_send(&bare, &memory, &permuted(command & 0xFFFF_FFFF)),
             command => {
                 let (tag, spans) = (command >> 32, permuted(command & 0xFFFF_FFFF));
-                host.post(Job { id: JobId(tag), link: LINK, action: Action::Send { tag }, spans, staged: false })
-                    .expect("post");
+                host.post(Job {
+                    id: JobId(tag),
+                    link: LINK,
+                    action: Action::Send { tag },
+                    spans,
+                    staged: false,
+                    mark: None,
+                })
+                .expect("post");
                 done.clear();
                 let mut more = true;
                 while done.is_empty() {
@@ -241,7 +248,8 @@ fn parent() {
     for len in [4u64 << 10, 16 << 10, 64 << 10] {
         let spans = permuted(len);
         let total = spans.len() as f64 * len as f64;
-        let job = |id, action| Job { id: JobId(id), link: LINK, action, spans: permuted(len), staged: false };
+        let job =
+            |id, action| Job { id: JobId(id), link: LINK, action, spans: permuted(len), staged: false, mark: None };
         for (way, (host, name, _)) in hosts.iter_mut().enumerate() {
             if !wanted(&format!("{name}/{len}")) {
                 continue;
@@ -282,7 +290,7 @@ fn parent() {
             .map(|i| {
                 let id = 1000 + i;
                 let action = if way == 2 { Action::Receive { tag: id } } else { Action::Pull };
-                let job = Job { id: JobId(id), link: LINK, action, spans: permuted(1), staged: false };
+                let job = Job { id: JobId(id), link: LINK, action, spans: permuted(1), staged: false, mark: None };
                 let t = Instant::now();
                 if way == 2 {
                     control.write_all(&(id << 32 | 1).to_le_bytes()).expect("command");
@@ -305,7 +313,8 @@ fn parent() {
                     ..Span::default()
                 })
                 .collect();
-            host.post(Job { id: JobId(1), link: LINK, action: Action::Pull, spans, staged: false }).expect("post");
+            host.post(Job { id: JobId(1), link: LINK, action: Action::Pull, spans, staged: false, mark: None })
+                .expect("post");
             let (mut done, mut times) = (Vec::new(), Vec::new());
             while done.is_empty() {
                 let t = Instant::now();

@@ -137,7 +137,7 @@ fn stream(src: &Arc<SharedMemory>, dst: &Arc<SharedMemory>, spans: &[Span]) -> (
     let mut one = |staged: bool| {
         best(|| {
             tag += 1;
-            let job = |action| Job { id: JobId(tag), link: LINK, action, spans: spans.to_vec(), staged };
+            let job = |action| Job { id: JobId(tag), link: LINK, action, spans: spans.to_vec(), staged, mark: None };
             a.post(job(Action::Send { tag })).expect("post");
             b.post(job(Action::Receive { tag })).expect("post");
             let (mut sent, mut got): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());

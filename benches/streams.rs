@@ -95,7 +95,7 @@ impl Side {
 
     fn run(&mut self, link: usize, id: u64, action: Action, bytes: u64) {
         let host = &mut self.hosts[link];
-        host.post(Job { id: JobId(id), link: LINK, action, spans: spans(bytes), staged: false }).unwrap();
+        host.post(Job { id: JobId(id), link: LINK, action, spans: spans(bytes), staged: false, mark: None }).unwrap();
         let (mut ready, mut done, mut more) = (Vec::new(), Vec::new(), true);
         while done.is_empty() {
             let wait = if more { Duration::ZERO } else { Duration::from_secs(10) };

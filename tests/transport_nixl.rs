@@ -9,6 +9,7 @@ use kvlink::memory::{Memory, SharedMemory};
 use kvlink::proto::{Direction, EventKind};
 use kvlink::transport::nixl::{Landing, Nixl, NixlOptions};
 use kvlink::transport::{Action, Done, Job, JobId, Link, LinkId, Poller, Ready, Transport};
+use kvlink::wire::{BOARD_BYTES, BOARD_REGION, LeaseMark};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
@@ -46,7 +47,7 @@ impl Node {
     }
 
     fn post(&mut self, id: u64, link: u64, spans: Vec<Span>) {
-        let job = Job { id: JobId(id), link: LinkId(link), action: Action::Pull, spans, staged: false };
+        let job = Job { id: JobId(id), link: LinkId(link), action: Action::Pull, spans, staged: false, mark: None };
         self.nixl.post(job).unwrap();
     }
 
@@ -331,13 +332,42 @@ fn a_link_whose_peer_is_gone_is_broken_and_names_the_agent() {
 }
 
 #[test]
+fn a_job_sees_whether_its_lease_held_after_the_last_byte() {
+    for engine in [AUTO, TCP] {
+        let Some(o) = options(engine) else { return };
+        let (mut source, mut sink) = (Node::new(o.clone(), 7), Node::new(o, 0));
+        let board = Arc::new(SharedMemory::allocate(BOARD_BYTES).unwrap());
+        source.nixl.register(BOARD_REGION, &Memory::shared(board.clone())).unwrap();
+        sink.nixl.connect(LinkId(1), &source.nixl.metadata()).unwrap();
+        let mark = LeaseMark::new(1, "r", 1);
+        let other = LeaseMark { offset: mark.offset, word: mark.word ^ 2 };
+        for (id, shown, expected, held) in
+            [(1, mark.word, mark, true), (2, mark.word, other, false), (3, 0, mark, false), (4, mark.word, mark, true)]
+        {
+            board.store_word(mark.offset as usize, shown).unwrap();
+            let (link, action, spans) = (LinkId(1), Action::Pull, everything());
+            sink.nixl.post(Job { id: JobId(id), link, action, spans, staged: false, mark: Some(expected) }).unwrap();
+            let done = sink.end(id, PATIENCE).expect("the job's end");
+            assert_eq!((done.result.is_ok(), done.bytes, done.held), (true, LEN as u64, held), "job {id}, {engine}");
+        }
+    }
+}
+
+#[test]
 fn jobs_that_cannot_be_are_refused() {
     let Some(o) = options(AUTO) else { return };
     let (source, mut sink) = (Node::new(o.clone(), 1), Node::new(o, 2));
     sink.nixl.connect(LinkId(1), &source.nixl.metadata()).unwrap();
     let duplicate = sink.nixl.connect(LinkId(1), &source.nixl.metadata()).unwrap_err();
     assert_eq!(duplicate.status(), Status::Duplicate);
-    let job = |id, link, action| Job { id: JobId(id), link: LinkId(link), action, spans: everything(), staged: false };
+    let job = |id, link, action| Job {
+        id: JobId(id),
+        link: LinkId(link),
+        action,
+        spans: everything(),
+        staged: false,
+        mark: None,
+    };
     for (j, status) in [
         (job(1, 9, Action::Pull), Status::PeerDead),
         (job(1, 1, Action::Send { tag: 1 }), Status::TransportUnavailable),

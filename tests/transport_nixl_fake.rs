@@ -59,7 +59,9 @@ impl Node {
             self.nixl.connect(LinkId(1), &from.nixl.metadata()).unwrap();
         }
         let spans = vec![Span { src_offset: 0, dst_offset: 0, len: LEN as u64, src_region: 0, dst_region: 0 }];
-        self.nixl.post(Job { id: JobId(id), link: LinkId(1), action: Action::Pull, spans, staged: false }).unwrap();
+        self.nixl
+            .post(Job { id: JobId(id), link: LinkId(1), action: Action::Pull, spans, staged: false, mark: None })
+            .unwrap();
     }
 
     fn end(&mut self) -> Done {
@@ -123,7 +125,9 @@ fn a_broken_link_does_not_spoil_the_next() {
     assert_eq!(sink.end().result.unwrap_err().status(), Status::Incarnation);
     sink.nixl.connect(LinkId(2), &source.nixl.metadata()).unwrap();
     let spans = vec![Span { src_offset: 0, dst_offset: 0, len: LEN as u64, src_region: 0, dst_region: 0 }];
-    sink.nixl.post(Job { id: JobId(2), link: LinkId(2), action: Action::Pull, spans, staged: false }).unwrap();
+    sink.nixl
+        .post(Job { id: JobId(2), link: LinkId(2), action: Action::Pull, spans, staged: false, mark: None })
+        .unwrap();
     sink.end().result.unwrap();
 }
 

@@ -5,15 +5,15 @@
 //! be: connections are due, since they are opened unless both sides pull.
 
 use crate::error::{Error, Status};
+use crate::layout::Span;
 use crate::transport::{Action, Done, Job, JobId, LinkId};
-use crate::wire::LeaseMark;
 use std::collections::HashMap;
 
 #[derive(Default)]
 pub(super) struct Parked {
     /// Data connections that a link still lacks.
     missing: HashMap<LinkId, usize>,
-    jobs: Vec<(Job, Option<LeaseMark>)>,
+    jobs: Vec<Job>,
     ended: Vec<Done>,
 }
 
@@ -33,44 +33,44 @@ impl Parked {
         job.action != Action::Pull && self.missing(job.link) > 0
     }
 
-    pub fn wait(&mut self, job: Job, mark: Option<LeaseMark>) {
-        self.jobs.push((job, mark));
+    pub fn wait(&mut self, job: Job) {
+        self.jobs.push(job);
     }
 
     /// A link got a data connection. If it was the last: the jobs that waited for it, in order.
-    pub fn attached(&mut self, link: LinkId) -> Vec<(Job, Option<LeaseMark>)> {
+    pub fn attached(&mut self, link: LinkId) -> Vec<Job> {
         let Some(missing) = self.missing.get_mut(&link) else { return Vec::new() };
         *missing = missing.saturating_sub(1);
         if *missing > 0 {
             return Vec::new();
         }
-        let (mine, others) = std::mem::take(&mut self.jobs).into_iter().partition(|(j, _)| j.link == link);
+        let (mine, others) = std::mem::take(&mut self.jobs).into_iter().partition(|j| j.link == link);
         self.jobs = others;
         mine
     }
 
     /// Ends a job that waits; returns whether it did.
     pub fn cancel(&mut self, job: JobId, reason: Status) -> bool {
-        let Some(at) = self.jobs.iter().position(|(j, _)| j.id == job) else { return false };
-        let job = self.jobs.remove(at).0;
+        let Some(at) = self.jobs.iter().position(|j| j.id == job) else { return false };
+        let job = self.jobs.remove(at);
         let error = Error::new(reason, format!("job {} was ended before its data connections came", job.id.0));
-        self.fail(job, error);
+        self.fail(job.id, job.spans, error);
         true
     }
 
     /// The link is gone, and what waited for it with it.
     pub fn disconnect(&mut self, link: LinkId) {
         self.missing.remove(&link);
-        let (mine, others): (Vec<_>, _) = std::mem::take(&mut self.jobs).into_iter().partition(|(j, _)| j.link == link);
+        let (mine, others): (Vec<_>, _) = std::mem::take(&mut self.jobs).into_iter().partition(|j| j.link == link);
         self.jobs = others;
-        for (job, _) in mine {
+        for job in mine {
             let error = Error::new(Status::PeerDead, format!("link {} ended before its data connections came", link.0));
-            self.fail(job, error);
+            self.fail(job.id, job.spans, error);
         }
     }
 
-    pub fn fail(&mut self, job: Job, error: Error) {
-        self.ended.push(Done { id: job.id, result: Err(error), bytes: 0, spans: job.spans });
+    pub fn fail(&mut self, id: JobId, spans: Vec<Span>, error: Error) {
+        self.ended.push(Done { id, result: Err(error), bytes: 0, held: false, spans });
     }
 
     /// Jobs that ended without having begun.
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     fn job(id: u64, link: u64, action: Action) -> Job {
-        Job { id: JobId(id), link: LinkId(link), action, spans: Vec::new(), staged: false }
+        Job { id: JobId(id), link: LinkId(link), action, spans: Vec::new(), staged: false, mark: None }
     }
 
     #[test]
@@ -96,11 +96,11 @@ mod tests {
         for (id, link) in [(2, 1), (3, 2), (4, 1)] {
             let j = job(id, link, Action::Send { tag: id });
             assert!(p.must_wait(&j));
-            p.wait(j, None);
+            p.wait(j);
         }
         assert!(p.attached(LinkId(1)).is_empty());
         assert!(p.must_wait(&job(5, 1, Action::Receive { tag: 5 })));
-        let ids: Vec<u64> = p.attached(LinkId(1)).iter().map(|(j, _)| j.id.0).collect();
+        let ids: Vec<u64> = p.attached(LinkId(1)).iter().map(|j| j.id.0).collect();
         assert_eq!(ids, [2, 4]);
         assert!(!p.must_wait(&job(5, 1, Action::Receive { tag: 5 })));
         assert!(p.must_wait(&job(6, 2, Action::Receive { tag: 6 })));
@@ -111,7 +111,7 @@ mod tests {
         let mut p = Parked::default();
         p.linked(LinkId(1), 1);
         for id in 1..=3 {
-            p.wait(job(id, 1, Action::Receive { tag: id }), None);
+            p.wait(job(id, 1, Action::Receive { tag: id }));
         }
         assert!(p.cancel(JobId(2), Status::Cancelled));
         assert!(!p.cancel(JobId(2), Status::Cancelled));

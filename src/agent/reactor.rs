@@ -240,7 +240,7 @@ impl Reactor {
                     Action::Receive { tag } => transport::Action::Receive { tag },
                 };
                 let (id, link) = (transport::JobId(job.0), LinkId(conn.0));
-                if let Err(e) = self.transports.post(Job { id, link, action, spans, staged }, mark) {
+                if let Err(e) = self.transports.post(Job { id, link, action, spans, staged, mark }) {
                     let end = JobEnd { result: Err(e), bytes: 0, spans: Vec::new(), quiescent: true, held: false };
                     self.shared.endpoint.lock().handle_job(Instant::now(), job, end);
                 }
@@ -283,8 +283,7 @@ impl Reactor {
             for d in done.drain(..) {
                 let job = JobId(d.id.0);
                 let quiescent = d.result.as_ref().err().is_none_or(|e| e.status() != Status::Quarantined);
-                let held = self.transports.held(d.id);
-                let end = JobEnd { result: d.result, bytes: d.bytes, spans: d.spans, quiescent, held };
+                let end = JobEnd { result: d.result, bytes: d.bytes, spans: d.spans, quiescent, held: d.held };
                 endpoint.handle_job(now, job, end);
             }
         }

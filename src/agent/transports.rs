@@ -8,7 +8,6 @@ use crate::proto::{ConnId, LinkInfo};
 use crate::transport::host::Host;
 use crate::transport::nixl::Nixl;
 use crate::transport::{Done, Job, JobId, Link, LinkId, Poller, Ready, Transport};
-use crate::wire::{BOARD_REGION, LeaseMark};
 use std::collections::HashMap;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -19,10 +18,8 @@ pub(super) const KEYS_PER_TRANSPORT: u64 = 1 << 32;
 pub(super) struct Transports {
     list: Vec<Box<dyn Transport>>,
     links: HashMap<LinkId, usize>,
-    jobs: HashMap<JobId, (usize, LinkId, Option<LeaseMark>)>,
+    jobs: HashMap<JobId, usize>,
     require: Require,
-    /// Jobs of the last progress whose lease the source's board showed after their last byte.
-    held: Vec<JobId>,
     parked: Parked,
 }
 
@@ -47,7 +44,6 @@ impl Transports {
             links: HashMap::new(),
             jobs: HashMap::new(),
             require: config.require.clone(),
-            held: Vec::new(),
             parked: Parked::default(),
         })
     }
@@ -127,8 +123,8 @@ impl Transports {
             Some(t) => t.attach(link, socket)?,
             None => return Err(Error::new(Status::Protocol, "a data connection for a link that does not exist")),
         }
-        for (job, mark) in self.parked.attached(link) {
-            self.start(job, mark);
+        for job in self.parked.attached(link) {
+            self.start(job);
         }
         Ok(())
     }
@@ -157,46 +153,40 @@ impl Transports {
         self.list.clear();
     }
 
-    pub fn post(&mut self, job: Job, mark: Option<LeaseMark>) -> Result<()> {
+    pub fn post(&mut self, job: Job) -> Result<()> {
         let (id, link) = (job.id, job.link);
         let Some(at) = self.links.get(&link).copied() else {
             return Err(Error::new(Status::PeerDead, "the link is gone"));
         };
         if self.parked.must_wait(&job) {
-            self.parked.wait(job, mark);
+            self.parked.wait(job);
             return Ok(());
         }
         self.list[at].post(job)?;
-        self.jobs.insert(id, (at, link, mark));
+        self.jobs.insert(id, at);
         Ok(())
     }
 
     /// Posts a job that was accepted earlier: its failure is its end.
-    fn start(&mut self, job: Job, mark: Option<LeaseMark>) {
-        let (id, link, action, staged) = (job.id, job.link, job.action, job.staged);
-        if let Err(e) = self.post(job, mark) {
-            self.parked.fail(Job { id, link, action, spans: Vec::new(), staged }, e);
+    fn start(&mut self, job: Job) {
+        let id = job.id;
+        if let Err(e) = self.post(job) {
+            self.parked.fail(id, Vec::new(), e);
         }
     }
 
     pub fn cancel(&mut self, job: JobId, reason: Status) {
         if !self.parked.cancel(job, reason)
-            && let Some((at, _, _)) = self.jobs.get(&job)
+            && let Some(at) = self.jobs.get(&job)
         {
             self.list[*at].cancel(job, reason);
         }
-    }
-
-    /// Whether the source's board showed the job's lease after its last byte.
-    pub fn held(&self, job: JobId) -> bool {
-        self.held.contains(&job)
     }
 
     /// Drives all transports; returns whether one would go on at once.
     pub fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {
         let before = done.len();
         let mut more = false;
-        self.held.clear();
         for (at, t) in self.list.iter_mut().enumerate() {
             let keys = at as u64 * KEYS_PER_TRANSPORT..(at as u64 + 1) * KEYS_PER_TRANSPORT;
             let mine: Vec<Ready> = ready.iter().copied().filter(|r| keys.contains(&r.key)).collect();
@@ -204,11 +194,7 @@ impl Transports {
         }
         done.extend(self.parked.take_ended());
         for d in done.iter().skip(before) {
-            let Some((at, link, mark)) = self.jobs.remove(&d.id) else { continue };
-            let Some(mark) = mark.filter(|_| d.result.is_ok()) else { continue };
-            if self.list[at].peek(link, BOARD_REGION, mark.offset) == Some(mark.word) {
-                self.held.push(d.id);
-            }
+            self.jobs.remove(&d.id);
         }
         more
     }

@@ -19,6 +19,7 @@ pub use poller::{Interest, Poller, Ready};
 use crate::error::{Result, Status};
 use crate::layout::Span;
 use crate::memory::Memory;
+use crate::wire::LeaseMark;
 use std::net::TcpStream;
 
 /// A connection to one rank of a peer, numbered by the agent.
@@ -60,6 +61,8 @@ pub struct Job {
     /// Whether the spans are so short that packing may pay (see [`crate::layout::Form`]). The two sides of a stream need
     /// not agree.
     pub staged: bool,
+    /// For a pull: look at the source's board after the last byte; see [`Done::held`].
+    pub mark: Option<LeaseMark>,
 }
 
 /// The end of a job.
@@ -72,6 +75,9 @@ pub struct Done {
     pub result: Result<()>,
     /// Bytes moved.
     pub bytes: u64,
+    /// The word of the job's mark was read from the source's board ([`crate::wire::BOARD_REGION`]), whole, after the last byte
+    /// was. `false` says nothing.
+    pub held: bool,
     /// The job's spans, for reuse.
     pub spans: Vec<Span>,
 }
@@ -121,13 +127,6 @@ pub trait Transport: Send {
     /// Ends a job early: as soon as nothing touches its local memory any more, [`progress`](Transport::progress) reports it
     /// as done with `reason`, unless it had ended by itself already. Unknown jobs have ended.
     fn cancel(&mut self, job: JobId, reason: Status);
-
-    /// The 8 bytes at an offset of a peer's region, read now, after everything that pulls have copied; `None` where that takes
-    /// longer than a moment.
-    fn peek(&mut self, link: LinkId, region: u32, offset: u64) -> Option<u64> {
-        let _ = (link, region, offset);
-        None
-    }
 
     /// Works on ready sockets and running jobs for about `budget` bytes; appends ended jobs. Returns whether it would go
     /// on at once if called again. Must be called after `post`, `cancel` and `deregister` without waiting for readiness.

@@ -102,7 +102,7 @@ pub fn apply(spans: &[Span], src: &[u8], dst: &mut [u8]) {
 }
 
 pub fn job(id: u64, action: Action, spans: Vec<Span>, staged: bool) -> Job {
-    Job { id: JobId(id), link: LINK, action, spans, staged }
+    Job { id: JobId(id), link: LINK, action, spans, staged, mark: None }
 }
 
 pub struct Node {

@@ -128,7 +128,7 @@ impl Host {
         let (gone, kept): (VecDeque<Pull>, _) = std::mem::take(&mut self.pulls).into_iter().partition(which);
         self.pulls = kept;
         let any = !gone.is_empty();
-        self.ended.extend(gone.into_iter().map(|p| p.done(Err(error.clone()))));
+        self.ended.extend(gone.into_iter().map(|p| p.fail(error.clone())));
         any
     }
 
@@ -168,12 +168,12 @@ impl Host {
         let Some(mut pull) = self.pulls.pop_front() else { return 0 };
         let Some(peer) = self.links.get(&pull.link) else {
             let e = no_link(pull.link);
-            self.ended.push(pull.done(Err(e)));
+            self.ended.push(pull.fail(e));
             return 0;
         };
         match pull.slice(&self.regions, &peer.remote, &mut self.io, budget.min(TURN)) {
             Ok((cost, true)) => {
-                self.ended.push(pull.done(Ok(())));
+                self.ended.push(pull.complete(&peer.remote));
                 cost
             }
             Ok((cost, false)) => {
@@ -181,7 +181,7 @@ impl Host {
                 cost
             }
             Err(e) => {
-                self.ended.push(pull.done(Err(e)));
+                self.ended.push(pull.fail(e));
                 0
             }
         }
@@ -291,10 +291,6 @@ impl Transport for Host {
         }
         self.jobs.insert(id);
         Ok(())
-    }
-
-    fn peek(&mut self, link: LinkId, region: u32, offset: u64) -> Option<u64> {
-        self.links.get(&link)?.remote.peek(region, offset)
     }
 
     fn cancel(&mut self, job: JobId, reason: Status) {

@@ -7,6 +7,7 @@ use super::sys::{self, Join, PIECES, Target};
 use crate::error::{Error, Result, Status};
 use crate::layout::Span;
 use crate::transport::{Done, Job, JobId, LinkId};
+use crate::wire::{BOARD_REGION, LeaseMark};
 
 /// What a span costs in a budget of bytes besides its length: when it is copied here, when the kernel copies it.
 const SPAN_COST: u64 = 256;
@@ -34,6 +35,7 @@ pub(super) struct Pull {
     cursor: Cursor,
     moved: u64,
     staged: bool,
+    mark: Option<LeaseMark>,
 }
 
 impl Pull {
@@ -41,14 +43,20 @@ impl Pull {
         let regions = own.check(&job.spans, Side::Destination)?;
         local::check(&job.spans, Side::Source, "the peer's", |r| remote.len(r))?;
         local::total(&job.spans)?;
-        let Job { id, link, spans, staged, .. } = job;
+        let Job { id, link, spans, staged, mark, .. } = job;
         let staged = staged && covering_pays(&spans);
-        Ok(Pull { id, link, regions, spans, cursor: Cursor::default(), moved: 0, staged })
+        Ok(Pull { id, link, regions, spans, cursor: Cursor::default(), moved: 0, staged, mark })
     }
 
-    /// Ends it.
-    pub fn done(self, result: Result<()>) -> Done {
-        Done { id: self.id, result, bytes: self.moved, spans: self.spans }
+    /// Ends it early.
+    pub fn fail(self, error: Error) -> Done {
+        Done { id: self.id, result: Err(error), bytes: self.moved, held: false, spans: self.spans }
+    }
+
+    /// Everything is here.
+    pub fn complete(self, remote: &Remote) -> Done {
+        let held = self.mark.is_some_and(|m| remote.peek(BOARD_REGION, m.offset) == Some(m.word));
+        Done { id: self.id, result: Ok(()), bytes: self.moved, held, spans: self.spans }
     }
 
     /// Copies for about `budget` bytes; returns what it cost, and whether that was the end.

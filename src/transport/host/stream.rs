@@ -38,7 +38,7 @@ impl Stream {
 
     /// Ends it.
     fn done(self, result: Result<()>) -> Done {
-        Done { id: self.id, result, bytes: self.moved, spans: self.spans }
+        Done { id: self.id, result, bytes: self.moved, held: false, spans: self.spans }
     }
 }
 

@@ -63,7 +63,8 @@ impl Ends<'_> {
             .ok_or_else(|| outside("our", s.dst_region, s.dst_offset, s.len, own.map(|r| r.len() as u64)))
     }
 
-    fn source(&self, region: u32, offset: u64, len: u64) -> Result<usize> {
+    /// Where bytes of the peer's are, if they lie inside a region of its.
+    pub fn source(&self, region: u32, offset: u64, len: u64) -> Result<usize> {
         let peer = self.peer.get(&region).copied();
         let inside = |(addr, all): (u64, u64)| (offset.checked_add(len)? <= all).then_some((addr + offset) as usize);
         peer.and_then(inside).ok_or_else(|| outside("the peer's", region, offset, len, peer.map(|p| p.1)))

@@ -21,7 +21,6 @@ pub use options::{Landing, NixlOptions};
 use super::{Action, Done, Interest, Job, JobId, Link, LinkId, Poller, Ready, Transport};
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
-use crate::wire::BOARD_REGION;
 use agents::Agents;
 use metadata::{Metadata, Region};
 use parking_lot::Mutex;
@@ -194,10 +193,6 @@ impl Transport for Nixl {
 
     fn register(&mut self, region: u32, memory: &Memory) -> Result<()> {
         self.open()?;
-        if region == BOARD_REGION {
-            // Looking at a peer's board takes a round trip with NIXL: asking is no slower.
-            return Ok(());
-        }
         if self.regions.contains_key(&region) {
             return Err(Error::new(Status::Duplicate, format!("region {region} is registered already")));
         }
@@ -209,9 +204,6 @@ impl Transport for Nixl {
 
     /// Ends both NIXL agents: a backend that emulates reads serves them from this process, and nothing else stops that.
     fn deregister(&mut self, region: u32) -> Result<()> {
-        if region == BOARD_REGION {
-            return Ok(());
-        }
         if !self.regions.contains_key(&region) {
             return Err(Error::new(Status::BadHandle, format!("region {region} is not registered")));
         }
@@ -263,7 +255,7 @@ impl Transport for Nixl {
 
     fn post(&mut self, job: Job) -> Result<()> {
         self.open()?;
-        let Job { id, link, action, spans, staged } = job;
+        let Job { id, link, action, .. } = job;
         if self.jobs.contains_key(&id) {
             return Err(Error::new(Status::Duplicate, format!("job {} is running", id.0)));
         }
@@ -273,7 +265,7 @@ impl Transport for Nixl {
         if action != Action::Pull {
             return Err(Error::new(Status::TransportUnavailable, "the destination pulls with NIXL, nothing else"));
         }
-        self.tell(Command::Start(worker::Job { id, link, spans, short: staged }))?;
+        self.tell(Command::Start(job))?;
         self.jobs.insert(id, None);
         Ok(())
     }
@@ -300,7 +292,7 @@ impl Transport for Nixl {
         for id in ids {
             self.jobs.remove(&id);
             let error = if gone { Error::new(Status::Quarantined, stopped().message()) } else { self.stuck() };
-            done.push(Done { id, result: Err(error), bytes: 0, spans: Vec::new() });
+            done.push(Done { id, result: Err(error), bytes: 0, held: false, spans: Vec::new() });
         }
         false
     }

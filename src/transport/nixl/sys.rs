@@ -457,6 +457,12 @@ impl Range {
         (end <= self.len as u64).then(|| Range { addr: self.addr + offset as usize, len: len as usize })
     }
 
+    /// Its first 8 bytes.
+    pub fn word(&self) -> Option<u64> {
+        // SAFETY: mapped, and long enough; it need not be aligned.
+        (self.len >= 8).then(|| unsafe { (self.addr as *const u64).read_unaligned() })
+    }
+
     /// Copies as many bytes as both have.
     pub fn copy_from(&self, source: Range) {
         // SAFETY: both are mapped, and no longer than stated; `memmove` allows overlap.

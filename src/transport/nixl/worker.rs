@@ -8,8 +8,7 @@ use super::batch::{Cursor, Ends};
 use super::options::NixlOptions;
 use super::sys::Range;
 use crate::error::{Error, Result, Status};
-use crate::layout::Span;
-use crate::transport::{Done, JobId, LinkId};
+use crate::transport::{Done, Job, JobId, LinkId};
 use flight::Flight;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::CString;
@@ -59,14 +58,6 @@ pub(super) struct Peer {
     pub regions: HashMap<u32, (u64, u64)>,
 }
 
-pub(super) struct Job {
-    pub id: JobId,
-    pub link: LinkId,
-    pub spans: Vec<Span>,
-    /// Runs are short.
-    pub short: bool,
-}
-
 struct Link {
     peer: Peer,
     /// Nothing can be read any more.
@@ -82,6 +73,8 @@ struct Running {
     /// What has not been posted yet.
     todo: VecDeque<(Cursor, Cursor)>,
     moved: u64,
+    /// The source's board showed the job's mark after its last byte.
+    held: bool,
     /// Why it will end; it ends when nothing writes for it any more.
     failure: Option<Error>,
 }
@@ -203,7 +196,7 @@ impl<R: Report> Worker<R> {
         let to = Cursor { span: job.spans.len(), within: 0 };
         let checked = self.check(&job);
         let todo = VecDeque::from([(Cursor::default(), to)]);
-        self.jobs.insert(id, Running { job, todo, moved: 0, failure: None });
+        self.jobs.insert(id, Running { job, todo, moved: 0, held: false, failure: None });
         match checked {
             Ok(()) => self.turns.push_back(id),
             Err(e) => self.fail(id, e),
@@ -251,12 +244,13 @@ impl<R: Report> Worker<R> {
 
     fn end_job_if_over(&mut self, id: JobId) {
         let Some(r) = self.jobs.get(&id) else { return };
-        if !r.todo.is_empty() || self.flights.iter().any(|f| f.job == Some(id)) {
+        if !r.todo.is_empty() || self.flights.iter().any(|f| f.job == Some(id)) || self.look_at_mark(id) {
             return;
         }
         if let Some(r) = self.jobs.remove(&id) {
-            let Running { job, moved, failure, .. } = r;
-            self.out.report(Done { id, result: failure.map_or(Ok(()), Err), bytes: moved, spans: job.spans });
+            let Running { job, moved, held, failure, .. } = r;
+            let result = failure.map_or(Ok(()), Err);
+            self.out.report(Done { id, result, bytes: moved, held, spans: job.spans });
         }
     }
 

@@ -96,7 +96,7 @@ impl<R: Report> Worker<R> {
         for (id, r) in std::mem::take(&mut self.jobs) {
             let Running { job, moved, failure, .. } = r;
             let error = failure.unwrap_or_else(|| reason.clone());
-            self.out.report(Done { id, result: Err(error), bytes: moved, spans: job.spans });
+            self.out.report(Done { id, result: Err(error), bytes: moved, held: false, spans: job.spans });
         }
         self.turns.clear();
         ended

@@ -5,8 +5,9 @@ use crate::error::{Error, Result, Status};
 use crate::transport::nixl::agents::Slot;
 use crate::transport::nixl::batch::{self, Batch, Cursor, Ends, Place};
 use crate::transport::nixl::options::Landing;
-use crate::transport::nixl::sys::{Failure, Request, State};
+use crate::transport::nixl::sys::{Failure, Piece, Request, State};
 use crate::transport::{JobId, LinkId};
+use crate::wire::{BOARD_REGION, LeaseMark};
 use std::time::Instant;
 
 /// Reads of one link that may be under way.
@@ -14,6 +15,8 @@ const DEPTH: usize = 4;
 /// So many more reads than not must have completed while they were posted before a link's data lands in the blocks. One
 /// that does not counts as many.
 const PROVEN: i32 = 8;
+/// Bytes of a mark's word.
+const WORD: usize = 8;
 
 /// A read that was posted.
 pub(super) struct Flight {
@@ -25,6 +28,8 @@ pub(super) struct Flight {
     pub end: Cursor,
     pub bytes: u64,
     pub landing: Option<(Slot, Vec<Place>)>,
+    /// It reads the word of a mark, not data.
+    pub mark: Option<LeaseMark>,
     /// NIXL says that it failed, which does not prove that nothing of it writes any more.
     pub failed: bool,
     /// When its job failed.
@@ -72,46 +77,88 @@ impl<R: Report> Worker<R> {
         let straight = match self.options.landing {
             Landing::Direct => true,
             Landing::Staged => false,
-            Landing::Auto => link.prompt >= PROVEN && !job.short,
+            Landing::Auto => link.prompt >= PROVEN && !job.staged,
         };
         let slot = if straight { None } else { Some(agents.slot()?) };
         let ends = Ends { own: agents.regions(), peer: &link.peer.regions };
         let made = match &slot {
             None => batch::direct(&job.spans, from, to, ends),
-            Some(slot) => batch::staged(&job.spans, from, to, ends, slot.range(), job.short),
+            Some(slot) => batch::staged(&job.spans, from, to, ends, slot.range(), job.staged),
         };
-        let Batch { pieces, places, bytes, end } = match made {
+        let batch = match made {
             Ok(b) if b.bytes > 0 => b,
             nothing => {
                 slot.into_iter().for_each(|s| agents.give_back(s));
                 return nothing.map(|_| !running.todo.is_empty());
             }
         };
-        if end != to {
-            running.todo.push_front((end, to));
+        if batch.end != to {
+            running.todo.push_front((batch.end, to));
         }
         let more = !running.todo.is_empty();
+        self.launch(id, from, batch, slot, None)?;
+        Ok(more && self.jobs.get(&id).is_some_and(|r| r.failure.is_none()))
+    }
+
+    /// Posts one read of a job. A peer that cannot be read ends its link, and with it the job.
+    fn launch(
+        &mut self,
+        id: JobId,
+        from: Cursor,
+        batch: Batch,
+        slot: Option<Slot>,
+        mark: Option<LeaseMark>,
+    ) -> Result<()> {
+        let (Some(running), Some(agents)) = (self.jobs.get(&id), &mut self.agents) else { return Ok(()) };
+        let link = running.job.link;
+        let Some(to) = self.links.get_mut(&link) else { return Ok(()) };
         let reader = agents.reader()?;
-        let request = match reader.read(&link.peer.agent, &pieces) {
+        let request = match reader.read(&to.peer.agent, &batch.pieces) {
             Ok(request) => request,
             Err(e) => {
                 slot.into_iter().for_each(|s| agents.give_back(s));
-                let (link, error) = (job.link, unreadable(&link.peer, e));
+                let error = unreadable(&to.peer, e);
                 self.break_link(link, error);
-                return Ok(false);
+                return Ok(());
             }
         };
         let state = reader.post(&request);
-        link.prompt = match state {
-            State::Complete => PROVEN.min(link.prompt + 1),
-            State::Running | State::Failed(_) => (link.prompt - PROVEN).max(-8 * PROVEN),
+        to.prompt = match state {
+            State::Complete => PROVEN.min(to.prompt + 1),
+            State::Running | State::Failed(_) => (to.prompt - PROVEN).max(-8 * PROVEN),
         };
+        let Batch { places, bytes, end, .. } = batch;
         let landing = slot.map(|s| (s, places));
-        let (link, job) = (job.link, Some(id));
-        let f = Flight { request, link, job, from, end, bytes, landing, failed: false, unwanted: None };
-        self.flights.push(f);
+        let job = Some(id);
+        self.flights.push(Flight {
+            request,
+            link,
+            job,
+            from,
+            end,
+            bytes,
+            landing,
+            mark,
+            failed: false,
+            unwanted: None,
+        });
         self.settle(self.flights.len() - 1, state);
-        Ok(more && self.jobs.get(&id).is_some_and(|r| r.failure.is_none()))
+        Ok(())
+    }
+
+    /// Reads the word of a job's mark once all its data is here; returns whether the job waits for that. Whoever cannot look
+    /// asks.
+    pub(super) fn look_at_mark(&mut self, id: JobId) -> bool {
+        let Some(r) = self.jobs.get_mut(&id).filter(|r| r.failure.is_none()) else { return false };
+        let (Some(mark), Some(agents)) = (r.job.mark.take(), &mut self.agents) else { return false };
+        let Some(link) = self.links.get(&r.job.link).filter(|l| l.broken.is_none()) else { return false };
+        let ends = Ends { own: agents.regions(), peer: &link.peer.regions };
+        let Ok(remote) = ends.source(BOARD_REGION, mark.offset, WORD as u64) else { return false };
+        let Ok(slot) = agents.slot() else { return false };
+        let end = Cursor { span: r.job.spans.len(), within: 0 };
+        let pieces = vec![Piece { local: slot.range().addr(), remote, len: WORD }];
+        let word = Batch { pieces, places: Vec::new(), bytes: 0, end };
+        self.launch(id, end, word, Some(slot), Some(mark)).is_ok()
     }
 
     /// Looks at every read that is under way; returns whether one has ended.
@@ -143,6 +190,9 @@ impl<R: Report> Worker<R> {
         let f = self.flights.swap_remove(at);
         let Some(agents) = &mut self.agents else { return };
         if let Some((slot, places)) = f.landing {
+            if let (Some(mark), Some(r)) = (f.mark, f.job.and_then(|id| self.jobs.get_mut(&id))) {
+                r.held = slot.range().word() == Some(mark.word);
+            }
             if f.job.is_some() {
                 for p in &places {
                     if let Some(source) = slot.range().part(p.at, p.target.len() as u64) {
