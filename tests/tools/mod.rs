@@ -36,8 +36,10 @@ pub fn all_here(programs: &[&str]) -> bool {
     missing.is_empty()
 }
 
-/// Says on a line of its own that something was not tested. Past the harness, which keeps what tests that pass print.
-pub fn skip(what: &str) {
-    assert!(std::env::var_os("CI").is_none(), "{what}: must be there in CI");
-    std::io::stdout().write_all(format!("\nSKIPPED: {what}\n").as_bytes()).unwrap();
+/// Says on a line of its own that a test was left out, and why. Past the harness, which keeps what tests that pass print.
+pub fn skip(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{why}: must be there in CI");
+    let thread = std::thread::current();
+    let line = format!("\nSKIPPED: {}: {why}\n", thread.name().unwrap_or("a test"));
+    std::io::stdout().write_all(line.as_bytes()).unwrap();
 }
