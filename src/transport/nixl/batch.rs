@@ -81,10 +81,10 @@ fn outside(whose: &str, region: u32, offset: u64, len: u64, have: Option<u64>) -
     }
 }
 
-/// A read from `from` on, up to `to`, straight into the blocks.
-pub(super) fn direct(spans: &[Span], from: Cursor, to: Cursor, ends: Ends<'_>) -> Result<Batch> {
+/// A read from `from` on, up to `to` and of so many bytes at most, straight into the blocks.
+pub(super) fn direct(spans: &[Span], from: Cursor, to: Cursor, ends: Ends<'_>, most: u64) -> Result<Batch> {
     let mut b = Batch { pieces: Vec::new(), places: Vec::new(), bytes: 0, end: from };
-    while let Some((s, len)) = next(spans, &mut b.end, to, BATCH_BYTES - b.bytes) {
+    while let Some((s, len)) = next(spans, &mut b.end, to, most - b.bytes) {
         if b.pieces.len() >= BATCH_PIECES {
             break;
         }
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn long_spans_are_cut_and_short_ones_gathered() {
         let spans = [span(0, 4096, 3 << 20), span(8 << 20, 0, 4096), span(0, 0, 0), span(9 << 20, 6 << 20, 64)];
-        let cut = all(&spans, |at, ends| direct(&spans, at, end(&spans), ends).unwrap());
+        let cut = all(&spans, |at, ends| direct(&spans, at, end(&spans), ends, BATCH_BYTES).unwrap());
         assert_eq!(cut.iter().map(|b| b.bytes).collect::<Vec<_>>(), [1 << 20, 1 << 20, 1 << 20, 4096 + 64]);
         let cut = all(&spans, |at, ends| staged(&spans, at, end(&spans), ends, SLOT, false).unwrap());
         assert_eq!(cut.iter().map(|b| b.pieces.len()).collect::<Vec<_>>(), [1, 1, 1, 2]);
@@ -217,7 +217,7 @@ mod tests {
         let spans: Vec<Span> = (0..64).map(|i| span(i * 4096, (i ^ 1) * 4096, 4096)).collect();
         let cut = all(&spans, |at, ends| staged(&spans, at, end(&spans), ends, SLOT, false).unwrap());
         assert_eq!((cut.len(), cut[0].pieces.len(), cut[0].places.len()), (1, 1, 64));
-        let cut = all(&spans, |at, ends| direct(&spans, at, end(&spans), ends).unwrap());
+        let cut = all(&spans, |at, ends| direct(&spans, at, end(&spans), ends, BATCH_BYTES).unwrap());
         assert_eq!((cut.len(), cut[0].pieces.len()), (1, 64));
     }
 
@@ -239,7 +239,7 @@ mod tests {
         let peer = HashMap::from([(0, (1 << 41, 1 << 30))]);
         let ends = Ends { own: &own, peer: &peer };
         let (from, to) = (Cursor { span: 0, within: 900 }, Cursor { span: 1, within: 10 });
-        let b = direct(&spans, from, to, ends).unwrap();
+        let b = direct(&spans, from, to, ends, BATCH_BYTES).unwrap();
         assert_eq!((b.bytes, b.pieces.len(), b.end), (110, 2, to));
     }
 

@@ -1,7 +1,8 @@
 //! NIXL, the library that most of the field deploys, as a transport.
 //!
 //! The destination pulls by NIXL's READ; nothing writes into a peer's memory, and NIXL's notifications, listeners and
-//! metadata servers are not used. All calls into NIXL are made by one thread of the transport's own (`worker.rs`).
+//! metadata servers are not used. Calls into NIXL are made by a thread of the transport's own (`worker.rs`, `desk.rs`), but for
+//! the first read of a job that is known to be prompt.
 //!
 //! NIXL cannot cancel. Where it says that a read has completed as soon as it was posted, data lands in the blocks; elsewhere
 //! it lands in memory of the transport's own and is copied, so that a cancel ends a job at once, whatever still arrives. A
@@ -10,6 +11,7 @@
 
 mod agents;
 mod batch;
+mod desk;
 mod library;
 mod metadata;
 mod options;
@@ -22,6 +24,7 @@ use super::{Action, Done, Interest, Job, JobId, Link, LinkId, Poller, Ready, Tra
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use agents::Agents;
+use desk::Desk;
 use metadata::{Metadata, Region};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
@@ -42,8 +45,7 @@ pub struct Nixl {
     options: NixlOptions,
     poller: Arc<Poller>,
     shared: Arc<Shared>,
-    /// `None` once the thread is being ended.
-    commands: Option<Sender<Command>>,
+    desk: Arc<Desk<Arc<Shared>>>,
     /// Ends with the thread.
     thread: Receiver<()>,
     agent: std::ffi::CString,
@@ -54,6 +56,8 @@ pub struct Nixl {
     links: HashSet<LinkId>,
     /// Jobs that were accepted and not yet reported, and when they were cancelled.
     jobs: HashMap<JobId, Option<Instant>>,
+    /// Jobs that ended as soon as they began.
+    in_hand: Vec<Done>,
     closed: Option<Error>,
 }
 
@@ -108,9 +112,9 @@ impl Nixl {
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| system("eventfd", e.to_string()))?;
         poller.add(&wake, key, Interest { read: true, write: false })?;
         let shared = Arc::new(Shared { ended: Mutex::new(Vec::new()), gone: AtomicBool::new(false), wake });
-        let (commands, received) = channel();
+        let desk = Arc::new(Desk::new());
         let (answer, started) = channel();
-        let (out, chosen) = (shared.clone(), options.clone());
+        let (out, chosen, here) = (shared.clone(), options.clone(), desk.clone());
         let (alive, thread) = channel();
         let farewell = Farewell(shared.clone(), alive);
         let work = move || {
@@ -118,7 +122,7 @@ impl Nixl {
             match Agents::new(chosen.clone()) {
                 Ok(agents) => {
                     let _ = answer.send(Ok(agents.name()));
-                    Worker::new(agents, chosen, out).run(&received);
+                    here.serve(Worker::new(agents, chosen, out));
                 }
                 Err(e) => drop(answer.send(Err(e))),
             }
@@ -131,21 +135,28 @@ impl Nixl {
             options,
             poller,
             shared,
-            commands: Some(commands),
+            desk,
             thread,
             agent: Default::default(),
             regions: BTreeMap::new(),
             blob: Vec::new(),
             links: HashSet::new(),
             jobs: HashMap::new(),
+            in_hand: Vec::new(),
             closed: None,
         };
         nixl.agent = started.recv().unwrap_or_else(|_| Err(stopped()))?;
         Ok(nixl)
     }
 
+    fn alive(&self) -> Result<()> {
+        if self.shared.gone.load(Ordering::SeqCst) { Err(stopped()) } else { Ok(()) }
+    }
+
     fn tell(&self, command: Command) -> Result<()> {
-        self.commands.as_ref().and_then(|c| c.send(command).ok()).ok_or_else(stopped)
+        self.alive()?;
+        self.desk.leave(command);
+        Ok(())
     }
 
     /// Tells the worker something and waits for its answer.
@@ -178,7 +189,7 @@ impl Drop for Nixl {
     /// Returns when nothing of NIXL touches any region any more.
     fn drop(&mut self) {
         self.poller.remove(&self.shared.wake);
-        self.commands = None;
+        self.desk.close();
         if self.thread.recv_timeout(self.longest()) == Err(RecvTimeoutError::Timeout) {
             log::error!("kvlink: {}; its memory stays mapped", self.stuck().message());
             std::mem::forget(std::mem::take(&mut self.regions));
@@ -265,8 +276,9 @@ impl Transport for Nixl {
         if action != Action::Pull {
             return Err(Error::new(Status::TransportUnavailable, "the destination pulls with NIXL, nothing else"));
         }
-        self.tell(Command::Start(job))?;
+        self.alive()?;
         self.jobs.insert(id, None);
+        self.in_hand.extend(self.desk.start(job));
         Ok(())
     }
 
@@ -282,9 +294,11 @@ impl Transport for Nixl {
         if !ready.is_empty() {
             let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
         }
+        self.in_hand.extend(self.desk.lend_a_hand());
         // A job that was given up is not reported twice.
         let ended = std::mem::take(&mut *self.shared.ended.lock());
-        done.extend(ended.into_iter().filter(|d| self.jobs.remove(&d.id).is_some()));
+        let ended = self.in_hand.drain(..).chain(ended);
+        done.extend(ended.filter(|d| self.jobs.remove(&d.id).is_some()));
         let gone = self.shared.gone.load(Ordering::SeqCst);
         let longest = self.longest();
         let lost = |since: &Option<Instant>| gone || since.is_some_and(|t| t.elapsed() > longest);

@@ -1,18 +1,20 @@
-//! The thread that makes all calls into NIXL: some of them copy before they return, and none may overlap.
+//! What calls into NIXL: its own thread, since some calls copy before they return, others take long, and none may overlap.
+//! Where reads are known to be copied while they are posted, the reactor posts a job's first one itself, if nobody is at it:
+//! waking the thread takes longer than that.
 
 mod ending;
 mod flight;
 
 use super::agents::Agents;
 use super::batch::{Cursor, Ends};
-use super::options::NixlOptions;
+use super::options::{Landing, NixlOptions};
 use super::sys::Range;
 use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Job, JobId, LinkId};
-use flight::Flight;
+use flight::{Flight, PROVEN};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::CString;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 /// Between looks at reads that are under way: at first, and at most.
@@ -72,6 +74,7 @@ struct Running {
     job: Job,
     /// What has not been posted yet.
     todo: VecDeque<(Cursor, Cursor)>,
+    bytes: u64,
     moved: u64,
     /// The source's board showed the job's mark after its last byte.
     held: bool,
@@ -82,6 +85,15 @@ struct Running {
 /// Where ended jobs go.
 pub(super) trait Report {
     fn report(&self, done: Done);
+}
+
+/// When the worker has to be driven next.
+pub(super) enum Next {
+    Now,
+    /// Unless it hears something.
+    After(Duration),
+    /// When it hears something.
+    Called,
 }
 
 pub(super) struct Worker<R> {
@@ -96,6 +108,10 @@ pub(super) struct Worker<R> {
     replacing: Option<Instant>,
     /// Why nothing can be done any more.
     ended: Option<Error>,
+    /// Between looks at what is under way.
+    pause: Duration,
+    /// Jobs that ended while the reactor was at it.
+    in_hand: Option<Vec<Done>>,
     out: R,
 }
 
@@ -110,37 +126,66 @@ impl<R: Report> Worker<R> {
             flights: Vec::new(),
             replacing: None,
             ended: None,
+            pause: SHORTEST,
+            in_hand: None,
             out,
         }
     }
 
-    /// Runs until nobody can command it any more.
-    pub fn run(mut self, commands: &Receiver<Command>) {
-        let (mut pause, mut worked) = (SHORTEST, false);
-        loop {
-            let idle = self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none();
-            let next = if worked {
-                commands.try_recv().map_err(|e| e == TryRecvError::Disconnected)
-            } else if idle {
-                commands.recv().map_err(|_| true)
-            } else {
-                commands.recv_timeout(pause).map_err(|e| e == RecvTimeoutError::Disconnected)
-            };
-            let heard = next.is_ok();
-            match next {
-                Ok(c) => self.obey(c),
-                Err(true) => break,
-                Err(false) => {}
-            }
-            let posted = self.post();
-            worked = self.look() || posted || heard;
-            self.replace_if_due();
-            let most = if self.flights.iter().any(|f| f.job.is_some()) { LONGEST } else { ABANDONED };
-            pause = if worked { SHORTEST } else { (pause * 2).min(most) };
+    /// The thread's turn.
+    pub fn turn(&mut self, command: Option<Command>) -> Next {
+        let heard = command.is_some();
+        if let Some(c) = command {
+            self.obey(c);
         }
-        let reason = Error::new(Status::PeerDead, "the transport is gone");
-        if let Err(e) = self.end(&reason) {
-            log::error!("kvlink: {e}");
+        let posted = self.post();
+        let worked = self.look() || posted || heard;
+        self.replace_if_due();
+        if worked {
+            self.pause = SHORTEST;
+            return Next::Now;
+        }
+        if self.is_idle() {
+            return Next::Called;
+        }
+        let most = if self.flights.iter().any(|f| f.job.is_some()) { LONGEST } else { ABANDONED };
+        let pause = self.pause;
+        self.pause = (pause * 2).min(most);
+        Next::After(pause)
+    }
+
+    /// Bytes of jobs that wait for their turn.
+    pub fn to_post(&self) -> u64 {
+        let left = |r: &Running| r.bytes.saturating_sub(r.moved);
+        self.turns.iter().filter_map(|id| self.jobs.get(id)).fold(0, |sum, r| sum.saturating_add(left(r)))
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none()
+    }
+
+    /// Whether a job's reads will be copied straight into the blocks while they are posted.
+    pub fn is_prompt(&self, job: &Job) -> bool {
+        let prompt = self.links.get(&job.link).is_some_and(|l| l.prompt >= PROVEN);
+        prompt && !job.staged && self.options.landing != Landing::Staged && self.replacing.is_none()
+    }
+
+    /// The reactor's turn: one read, of so many bytes at most, of a job that [`is_prompt`](Worker::is_prompt). Returns what has
+    /// ended.
+    pub fn post_in_hand(&mut self, most: u64) -> Vec<Done> {
+        let prompt = |id: &JobId| self.jobs.get(id).is_some_and(|r| self.is_prompt(&r.job));
+        let Some(at) = self.turns.iter().position(prompt) else { return Vec::new() };
+        self.in_hand = Some(Vec::new());
+        if let Some(id) = self.turns.remove(at) {
+            self.post_next(id, most);
+        }
+        self.in_hand.take().unwrap_or_default()
+    }
+
+    fn report(&mut self, done: Done) {
+        match &mut self.in_hand {
+            Some(ended) => ended.push(done),
+            None => self.out.report(done),
         }
     }
 
@@ -191,12 +236,14 @@ impl<R: Report> Worker<R> {
         Ok(())
     }
 
-    fn start(&mut self, job: Job) {
+    /// Takes a job in.
+    pub fn start(&mut self, job: Job) {
         let id = job.id;
         let to = Cursor { span: job.spans.len(), within: 0 };
         let checked = self.check(&job);
         let todo = VecDeque::from([(Cursor::default(), to)]);
-        self.jobs.insert(id, Running { job, todo, moved: 0, held: false, failure: None });
+        let bytes = job.spans.iter().fold(0, |sum: u64, s| sum.saturating_add(s.len));
+        self.jobs.insert(id, Running { job, todo, bytes, moved: 0, held: false, failure: None });
         match checked {
             Ok(()) => self.turns.push_back(id),
             Err(e) => self.fail(id, e),
@@ -250,7 +297,7 @@ impl<R: Report> Worker<R> {
         if let Some(r) = self.jobs.remove(&id) {
             let Running { job, moved, held, failure, .. } = r;
             let result = failure.map_or(Ok(()), Err);
-            self.out.report(Done { id, result, bytes: moved, held, spans: job.spans });
+            self.report(Done { id, result, bytes: moved, held, spans: job.spans });
         }
     }
 

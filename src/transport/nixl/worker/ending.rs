@@ -77,7 +77,7 @@ impl<R: Report> Worker<R> {
     }
 
     /// Ends everything: jobs, then, when nothing is under way or patience is at its end, both agents.
-    pub(super) fn end(&mut self, reason: &Error) -> Result<()> {
+    pub(in crate::transport::nixl) fn end(&mut self, reason: &Error) -> Result<()> {
         let ids: Vec<JobId> = self.jobs.keys().copied().collect();
         for id in ids {
             self.fail(id, reason.clone());
@@ -96,7 +96,7 @@ impl<R: Report> Worker<R> {
         for (id, r) in std::mem::take(&mut self.jobs) {
             let Running { job, moved, failure, .. } = r;
             let error = failure.unwrap_or_else(|| reason.clone());
-            self.out.report(Done { id, result: Err(error), bytes: moved, held: false, spans: job.spans });
+            self.report(Done { id, result: Err(error), bytes: moved, held: false, spans: job.spans });
         }
         self.turns.clear();
         ended

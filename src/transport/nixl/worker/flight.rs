@@ -3,7 +3,7 @@
 use super::{Peer, Report, Worker};
 use crate::error::{Error, Result, Status};
 use crate::transport::nixl::agents::Slot;
-use crate::transport::nixl::batch::{self, Batch, Cursor, Ends, Place};
+use crate::transport::nixl::batch::{self, BATCH_BYTES, Batch, Cursor, Ends, Place};
 use crate::transport::nixl::options::Landing;
 use crate::transport::nixl::sys::{Failure, Piece, Request, State};
 use crate::transport::{JobId, LinkId};
@@ -14,7 +14,7 @@ use std::time::Instant;
 const DEPTH: usize = 4;
 /// So many more reads than not must have completed while they were posted before a link's data lands in the blocks. One
 /// that does not counts as many.
-const PROVEN: i32 = 8;
+pub(super) const PROVEN: i32 = 8;
 /// Bytes of a mark's word.
 const WORD: usize = 8;
 
@@ -58,18 +58,23 @@ impl<R: Report> Worker<R> {
                 self.turns.push_back(id);
                 continue;
             }
-            match self.post_one(id) {
-                Ok(true) => self.turns.push_back(id),
-                Ok(false) => self.end_job_if_over(id),
-                Err(e) => self.fail(id, e),
-            }
+            self.post_next(id, BATCH_BYTES);
             return true;
         }
         false
     }
 
-    /// Posts a job's next read; returns whether there is more to post.
-    fn post_one(&mut self, id: JobId) -> Result<bool> {
+    /// Posts a job's next read, of so many bytes at most.
+    pub(super) fn post_next(&mut self, id: JobId, most: u64) {
+        match self.post_one(id, most) {
+            Ok(true) => self.turns.push_back(id),
+            Ok(false) => self.end_job_if_over(id),
+            Err(e) => self.fail(id, e),
+        }
+    }
+
+    /// Returns whether there is more to post.
+    fn post_one(&mut self, id: JobId, most: u64) -> Result<bool> {
         let (Some(running), Some(agents)) = (self.jobs.get_mut(&id), &mut self.agents) else { return Ok(false) };
         let Some((from, to)) = running.todo.pop_front() else { return Ok(false) };
         let job = &running.job;
@@ -82,7 +87,7 @@ impl<R: Report> Worker<R> {
         let slot = if straight { None } else { Some(agents.slot()?) };
         let ends = Ends { own: agents.regions(), peer: &link.peer.regions };
         let made = match &slot {
-            None => batch::direct(&job.spans, from, to, ends),
+            None => batch::direct(&job.spans, from, to, ends, most),
             Some(slot) => batch::staged(&job.spans, from, to, ends, slot.range(), job.staged),
         };
         let batch = match made {

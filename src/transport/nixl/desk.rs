@@ -1,0 +1,119 @@
+//! Who drives the worker: its thread, and for what is done sooner than the thread would wake, the reactor.
+
+use super::worker::{Command, Next, Report, Worker};
+use crate::error::{Error, Status};
+use crate::transport::{Done, Job};
+use parking_lot::{Condvar, Mutex};
+use std::collections::VecDeque;
+
+/// Bytes that the reactor moves itself, in about 50 µs.
+const IN_HAND: u64 = 256 << 10;
+
+pub(super) struct Desk<R> {
+    /// `None` before it begins and after it has ended. Whoever holds it may be inside NIXL for long.
+    worker: Mutex<Option<Worker<R>>>,
+    calls: Mutex<Calls>,
+    called: Condvar,
+}
+
+#[derive(Default)]
+struct Calls {
+    commands: VecDeque<Command>,
+    /// There is work that no command tells of.
+    more: bool,
+    /// No command will follow.
+    closed: bool,
+}
+
+impl Calls {
+    fn any(&self) -> bool {
+        self.more || self.closed || !self.commands.is_empty()
+    }
+}
+
+impl<R: Report> Desk<R> {
+    pub fn new() -> Desk<R> {
+        Desk { worker: Mutex::new(None), calls: Mutex::default(), called: Condvar::new() }
+    }
+
+    /// Leaves a command for the thread.
+    pub fn leave(&self, command: Command) {
+        self.call(|c| c.commands.push_back(command));
+    }
+
+    /// The thread ends when it has done what was left for it.
+    pub fn close(&self) {
+        self.call(|c| c.closed = true);
+    }
+
+    fn call(&self, change: impl FnOnce(&mut Calls)) {
+        change(&mut self.calls.lock());
+        self.called.notify_one();
+    }
+
+    /// Begins a job; returns what has ended at once.
+    pub fn start(&self, job: Job) -> Vec<Done> {
+        if let Some(mut held) = self.worker.try_lock()
+            && let Some(worker) = held.as_mut().filter(|w| w.is_prompt(&job))
+            && self.calls.lock().commands.is_empty()
+        {
+            worker.start(job);
+            return self.work(worker);
+        }
+        self.leave(Command::Start(job));
+        Vec::new()
+    }
+
+    /// Does a little of what is to be done, if nobody is at it; returns what has ended.
+    pub fn lend_a_hand(&self) -> Vec<Done> {
+        match self.worker.try_lock().as_deref_mut() {
+            Some(Some(worker)) => self.work(worker),
+            _ => Vec::new(),
+        }
+    }
+
+    fn work(&self, worker: &mut Worker<R>) -> Vec<Done> {
+        if worker.to_post() > IN_HAND {
+            // The thread wakes meanwhile, and goes on.
+            self.call(|c| c.more = true);
+        }
+        let ended = worker.post_in_hand(IN_HAND);
+        if !worker.is_idle() {
+            self.call(|c| c.more = true);
+        }
+        ended
+    }
+
+    /// The thread: until the desk is closed.
+    pub fn serve(&self, worker: Worker<R>) {
+        *self.worker.lock() = Some(worker);
+        loop {
+            let next = {
+                let mut held = self.worker.lock();
+                let Some(worker) = held.as_mut() else { return };
+                let command = self.calls.lock().commands.pop_front();
+                worker.turn(command)
+            };
+            if !self.wait(next) {
+                break;
+            }
+        }
+        let reason = Error::new(Status::PeerDead, "the transport is gone");
+        let ended = self.worker.lock().take().map(|mut w| w.end(&reason));
+        if let Some(Err(e)) = ended {
+            log::error!("kvlink: {e}");
+        }
+    }
+
+    /// Returns whether the thread has to go on.
+    fn wait(&self, next: Next) -> bool {
+        let mut calls = self.calls.lock();
+        match next {
+            Next::After(pause) if !calls.any() => drop(self.called.wait_for(&mut calls, pause)),
+            Next::Called => self.called.wait_while(&mut calls, |c| !c.any()),
+            Next::Now | Next::After(_) => {}
+        }
+        calls.more = false;
+        !calls.closed || !calls.commands.is_empty()
+    }
+}
