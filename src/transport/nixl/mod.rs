@@ -10,9 +10,11 @@
 
 mod agents;
 mod batch;
+mod elf;
 mod library;
 mod metadata;
 mod options;
+mod reasons;
 mod sys;
 mod worker;
 
