@@ -8,6 +8,7 @@
 //! job whose blocks are being read into is only reported as ended when NIXL has ended the read, or the NIXL agent that
 //! runs it (`agents.rs`).
 
+mod abi;
 mod agents;
 mod batch;
 mod elf;

@@ -6,37 +6,10 @@
 //! is gone.
 #![allow(unsafe_code)]
 
+use super::abi::{Config, DRAM, Handle, IN_PROGRESS, INVALID, OK, READ};
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-
-/// Success, of every C function.
-const OK: c_int = 0;
-/// `NIXL_CAPI_ERROR_INVALID_PARAM`.
-const INVALID: c_int = -1;
-/// A transfer that is under way.
-const IN_PROGRESS: c_int = 1;
-/// `NIXL_CAPI_MEM_DRAM`.
-const DRAM: c_int = 0;
-/// `NIXL_CAPI_XFER_OP_READ`.
-const READ: c_int = 0;
-/// `NIXL_CAPI_THREAD_SYNC_STRICT`.
-const STRICT: c_int = 1;
-
-type Handle = *mut c_void;
-
-/// `nixl_capi_agent_config_s`.
-#[repr(C)]
-struct Config {
-    progress_thread: bool,
-    listen_thread: bool,
-    listen_port: c_int,
-    sync: c_int,
-    workers: u32,
-    progress_delay_us: u64,
-    listen_delay_us: u64,
-    telemetry: bool,
-}
 
 macro_rules! table {
     ($($name:ident($($arg:ty),*) -> $ret:ty;)*) => {
@@ -299,7 +272,7 @@ impl From<Failure> for NoAgent {
 }
 
 impl Agent {
-    /// An agent with a progress thread that looks for work at least every `delay_us` (never 0: that would spin).
+    /// An agent with a progress thread; see [`Config::new`].
     pub fn new(
         library: &'static Library,
         name: &CStr,
@@ -308,16 +281,7 @@ impl Agent {
         delay_us: u64,
     ) -> Result<Agent, NoAgent> {
         let t = &library.table;
-        let config = Config {
-            progress_thread: true,
-            listen_thread: false,
-            listen_port: 0,
-            sync: STRICT,
-            workers: 1,
-            progress_delay_us: delay_us.max(1),
-            listen_delay_us: 0,
-            telemetry: false,
-        };
+        let config = Config::new(delay_us);
         let mut raw = std::ptr::null_mut();
         // SAFETY: strings and config live through the call; `raw` takes the result.
         unsafe { call!(t, create_configured_agent(name.as_ptr(), &config, &mut raw)) }?;
