@@ -33,6 +33,8 @@ if [ "${1:-}" = test ]; then
     # What NIXL's wheel is installed with, and what makes it crash at exit unless it is loaded with care.
     [ -n "$(find /usr/lib* -name libefa.so.1 2>/dev/null)" ] || missing="$missing ibverbs-providers"
     python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
+    # A second UCX, which NIXL's does not tolerate in every process.
+    [ -n "$(find /usr/lib* -name libucp.so.0 2>/dev/null)" ] || missing="$missing libucx0"
 fi
 if ! command -v cargo >/dev/null 2>&1; then
     echo "kvlink needs Rust: cargo was not found (https://rustup.rs, or apt-get install rustup)" >&2

@@ -1,13 +1,15 @@
 //! The NIXL transport over a library that hangs, sticks or cannot be ended: every job ends, and its end says what is
 //! certain.
 
+mod nixl;
+
 use kvlink::error::Status;
 use kvlink::layout::Span;
 use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::nixl::{Landing, Nixl, NixlOptions};
 use kvlink::transport::{Action, Done, Job, JobId, LinkId, Poller, Transport};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -156,20 +158,57 @@ fn a_call_that_never_returns_holds_nobody_for_ever() {
     assert!(Arc::strong_count(&memory) > 1);
 }
 
+/// Runs a test of this file in a process of its own; `false`: this is that process.
+fn elsewhere(test: &str, prepare: impl FnOnce(&mut Command) -> &mut Command) -> bool {
+    if std::env::var_os("KVLINK_NIXL_ELSEWHERE").is_some() {
+        return false;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let command = command.args([test, "--exact"]).env("KVLINK_NIXL_ELSEWHERE", "1");
+    let output = prepare(command).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
+    true
+}
+
+/// Another copy is loaded here.
 #[test]
-fn the_placeholder_is_not_used() {
-    let options = NixlOptions { library: Some(build("stub", &["-DSTUB"])), ..NixlOptions::default() };
-    // In a process of its own: another copy is loaded here.
-    if std::env::var_os("KVLINK_NIXL_STUB").is_none() {
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args(["the_placeholder_is_not_used", "--exact"])
-            .env("KVLINK_NIXL_STUB", "1")
-            .stdout(Stdio::null())
-            .status();
-        assert!(status.unwrap().success());
+fn libraries_that_cannot_be_used_say_why() {
+    if elsewhere("libraries_that_cannot_be_used_say_why", |c| c) {
         return;
     }
-    let e = Nixl::new(Arc::new(Poller::new().unwrap()), 0, options).err().unwrap();
-    assert_eq!(e.status(), Status::TransportUnavailable);
-    assert!(e.message().contains("placeholder") && e.message().contains("pip install"), "{e}");
+    let refused = |library: PathBuf| {
+        let options = NixlOptions { library: Some(library), ..NixlOptions::default() };
+        let e = Nixl::new(Arc::new(Poller::new().unwrap()), 0, options).err().unwrap();
+        assert_eq!(e.status(), Status::TransportUnavailable);
+        e.message().to_string()
+    };
+    let stub = refused(build("stub", &["-DSTUB"]));
+    assert!(stub.contains("placeholder") && stub.contains("pip install"), "{stub}");
+    let old = refused(build("old", &["-Dnixl_capi_create_configured_agent=nixl_capi_create_old_agent"]));
+    for part in
+        ["old.so lacks 1 of 30 functions (nixl_capi_create_configured_agent)", "another NIXL than", "pip install"]
+    {
+        assert!(old.contains(part), "{part:?} is not in {old:?}");
+    }
+}
+
+#[test]
+fn memory_that_may_not_be_locked_is_reported_with_the_limit() {
+    if elsewhere("memory_that_may_not_be_locked_is_reported_with_the_limit", nixl::lock_nothing) {
+        return;
+    }
+    let options = NixlOptions {
+        library: Some(fake()),
+        backend: "FAKE".into(),
+        parameters: vec![("mode".into(), "lock".into())],
+        ..NixlOptions::default()
+    };
+    let mut nixl = Nixl::new(Arc::new(Poller::new().unwrap()), 0, options).unwrap();
+    let memory = Arc::new(SharedMemory::allocate(LEN).unwrap());
+    let e = nixl.register(0, &Memory::shared(memory)).unwrap_err();
+    assert_eq!(e.status(), Status::Backend);
+    for part in ["region 0 of 1048576 bytes", "RLIMIT_MEMLOCK is 65536 bytes", "ulimit -l", "CAP_IPC_LOCK"] {
+        assert!(e.message().contains(part), "{part:?} is not in {e}");
+    }
 }

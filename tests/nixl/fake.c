@@ -3,16 +3,18 @@
  *   mode=stuck     a read never ends, and writes nothing
  *   mode=drop      the first read fails, and so do others until the peer is forgotten
  *   mode=undying   the same, and the agent cannot be ended
+ *   mode=lock      registering locks memory, as drivers of network cards do
  * Compiled with -DSTUB it says that it is the placeholder.
  */
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 typedef void *handle;
-enum mode { GOOD, HANG, STUCK, UNDYING, DROP };
+enum mode { GOOD, HANG, STUCK, UNDYING, DROP, LOCK };
 struct desc { uintptr_t addr; size_t len; };
 struct list { size_t n; struct desc *at; };
 struct agent { char name[256]; enum mode mode; bool dropped; };
@@ -67,7 +69,10 @@ int nixl_capi_create_params(handle *out) { return made(out, sizeof(enum mode)); 
 int nixl_capi_params_add(handle p, const char *key, const char *value)
 {
     (void)key;
-    *(enum mode *)p = !strcmp(value, "hang") ? HANG : !strcmp(value, "stuck") ? STUCK : !strcmp(value, "undying") ? UNDYING : !strcmp(value, "drop") ? DROP : GOOD;
+    static const char *const names[] = {"good", "hang", "stuck", "undying", "drop", "lock"};
+    for (int i = GOOD; i <= LOCK; i++)
+        if (!strcmp(value, names[i]))
+            *(enum mode *)p = i;
     return 0;
 }
 int nixl_capi_destroy_params(handle p) { return freed(p); }
@@ -81,14 +86,6 @@ int nixl_capi_destroy_backend(handle b) { return freed(b); }
 int nixl_capi_create_opt_args(handle *out) { return made(out, 1); }
 int nixl_capi_opt_args_add_backend(handle o, handle b) { (void)o, (void)b; return 0; }
 int nixl_capi_destroy_opt_args(handle o) { return freed(o); }
-int nixl_capi_create_reg_dlist(int type, handle *out) { (void)type; return made(out, 1); }
-int nixl_capi_reg_dlist_add_desc(handle l, uintptr_t addr, size_t len, uint64_t dev, const void *meta, size_t n)
-{
-    (void)l, (void)addr, (void)len, (void)dev, (void)meta, (void)n;
-    return 0;
-}
-int nixl_capi_destroy_reg_dlist(handle l) { return freed(l); }
-int nixl_capi_register_mem(handle a, handle l, handle o) { (void)a, (void)l, (void)o; return 0; }
 int nixl_capi_create_xfer_dlist(int type, handle *out) { (void)type; return made(out, sizeof(struct list)); }
 int nixl_capi_xfer_dlist_add_desc(handle list, uintptr_t addr, size_t len, uint64_t dev)
 {
@@ -99,6 +96,22 @@ int nixl_capi_xfer_dlist_add_desc(handle list, uintptr_t addr, size_t len, uint6
     return 0;
 }
 int nixl_capi_destroy_xfer_dlist(handle list) { free(((struct list *)list)->at); return freed(list); }
+int nixl_capi_create_reg_dlist(int type, handle *out) { return nixl_capi_create_xfer_dlist(type, out); }
+int nixl_capi_reg_dlist_add_desc(handle list, uintptr_t addr, size_t len, uint64_t dev, const void *meta, size_t n)
+{
+    (void)meta, (void)n;
+    return nixl_capi_xfer_dlist_add_desc(list, addr, len, dev);
+}
+int nixl_capi_destroy_reg_dlist(handle list) { return nixl_capi_destroy_xfer_dlist(list); }
+int nixl_capi_register_mem(handle a, handle list, handle o)
+{
+    struct list *l = list;
+    (void)o;
+    for (size_t i = 0; i < l->n && ((struct agent *)a)->mode == LOCK; i++)
+        if (mlock((void *)l->at[i].addr, l->at[i].len))
+            return -2;
+    return 0;
+}
 static struct list copied(const struct list *l)
 {
     struct list c = {l->n, malloc(l->n * sizeof *l->at + 1)};
@@ -124,7 +137,7 @@ int nixl_capi_post_xfer_req(handle a, handle req, handle o)
         ((struct agent *)a)->dropped = true;
         return -2;
     }
-    if (((struct agent *)a)->mode != GOOD)
+    if (((struct agent *)a)->mode != GOOD && ((struct agent *)a)->mode != LOCK)
         return 1;
     for (size_t i = 0; i < r->local.n; i++)
         memcpy((void *)r->local.at[i].addr, (void *)r->remote.at[i].addr, r->local.at[i].len);

@@ -2,9 +2,11 @@
 #![allow(dead_code)]
 
 #[path = "../tools/mod.rs"]
-mod tools;
+pub mod tools;
 
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 /// The wheel that `scripts/nixl.sh` has installed; without it, what needs it is skipped.
 pub fn packages() -> Option<PathBuf> {
@@ -16,4 +18,20 @@ pub fn packages() -> Option<PathBuf> {
     }
     tools::skip(&format!("NIXL is not in {} (sh scripts/nixl.sh)", dir.display()));
     None
+}
+
+/// In this process no memory can be locked, as in a container with the usual limit.
+pub fn lock_nothing(command: &mut Command) -> &mut Command {
+    const IPC_LOCK: libc::c_ulong = 14;
+    let limit = libc::rlimit { rlim_cur: 64 << 10, rlim_max: 64 << 10 };
+    // SAFETY: system calls only. Who has not the right to give the capability up does not have it.
+    unsafe {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_CAPBSET_DROP, IPC_LOCK, 0, 0, 0);
+            match libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        })
+    }
 }

@@ -78,3 +78,14 @@ fn nixl_comes_between_the_ways_of_the_host() {
     assert!(streams.starts_with("rank 0: nixl/ucx"), "{streams}");
     assert!(streams.contains("(host/tcp: works, but the source has to send)"), "{streams}");
 }
+
+/// What one side's UCX may use, the other's must not lack.
+#[test]
+fn peers_without_a_way_in_common_say_so() {
+    let (Some(o), Some(mut shared)) = (options(TCP), options("TLS=posix,NET_DEVICES=lo")) else { return };
+    shared.parameters.push(("ucx_error_handling_mode".into(), "none".into()));
+    let (source, mut sink) = (Node::new(o, 1), Node::new(shared, 2));
+    let e = sink.nixl.connect(LinkId(1), &source.nixl.metadata()).unwrap_err();
+    assert_eq!(e.status(), Status::TransportUnavailable);
+    assert!(e.message().contains("no way in common") && e.message().contains("UCX_TLS"), "{e}");
+}

@@ -59,3 +59,15 @@ fn an_agent_for_this_host_listens_on_loopback() {
     let network = std::fs::read_dir("/sys/class/net").unwrap().flatten().any(|n| n.file_name() != "lo");
     assert_eq!(outside, wanted == "remote" && network, "{:?}", listening());
 }
+
+/// Without network cards NIXL locks no memory: a low limit is no reason to refuse.
+#[test]
+fn a_process_that_may_not_lock_memory_is_read_from() {
+    let Some(o) = options(AUTO) else { return };
+    let mut source = Source::that_locks_nothing(AUTO);
+    let mut sink = Node::new(o, 2);
+    sink.nixl.connect(LinkId(1), &source.metadata()).unwrap();
+    sink.post(1, 1, everything());
+    sink.good(1);
+    assert_eq!(sink.changed(7), 0);
+}

@@ -1,21 +1,23 @@
 //! What NIXL cannot work with is refused with the reason.
 
+use crate::nixl::{packages, tools::skip};
 use crate::node::*;
 use crate::source::{Source, exit};
 use kvlink::error::Status;
 use kvlink::layout::{Layout, LayoutDesc, Region};
 use kvlink::transport::Poller;
 use kvlink::transport::nixl::{Nixl, NixlOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub fn start(options: Option<NixlOptions>) -> Option<Result<Nixl, String>> {
+pub fn start(options: NixlOptions) -> Result<Nixl, String> {
     let poller = Arc::new(Poller::new().unwrap());
-    Some(Nixl::new(poller, 0, options?).map_err(|e| {
+    Nixl::new(poller, 0, options).map_err(|e| {
         assert_eq!(e.status(), Status::TransportUnavailable, "{e}");
         e.message().to_string()
-    }))
+    })
 }
 
 /// A region and nothing in it.
@@ -24,24 +26,20 @@ pub fn layout() -> Arc<Layout> {
 }
 
 #[test]
-fn backends_that_cannot_start_say_what_to_look_at() {
+fn a_refusal_leaves_the_next_agent_alone() {
     let Some(o) = options(AUTO) else { return };
-    let refused = |o: NixlOptions| start(Some(o)).unwrap().err().expect("a refusal");
+    let refused = |o: NixlOptions| start(o).err().expect("a refusal");
     let text = refused(NixlOptions { backend: "CARRIER_PIGEON".into(), ..o.clone() });
     assert!(text.contains("no backend \"CARRIER_PIGEON\"") && text.contains("UCX"), "{text}");
     let only_shared_memory = vec![("engine_config".to_string(), "TLS=posix".to_string())];
     let text = refused(NixlOptions { parameters: only_shared_memory, ..o.clone() });
-    for part in ["backend UCX with engine_config=TLS=posix does not start", "UCX_TLS is not set", "notices a dead peer"]
-    {
-        assert!(text.contains(part), "{part:?} is not in {text:?}");
-    }
+    assert!(text.contains("backend UCX with engine_config=TLS=posix does not start"), "{text}");
     let copy = std::env::temp_dir().join(format!("kvlink-{}-libnixl_capi.so", std::process::id()));
     std::fs::write(&copy, "another").unwrap();
     let text = refused(NixlOptions { library: Some(copy.clone()), ..o.clone() });
-    assert!(text.contains("uses") && text.contains("already and cannot load"), "{text}");
+    assert!(text.contains("already and cannot load") && text.contains("name the same"), "{text}");
     std::fs::remove_file(copy).unwrap();
-    // None of this has hurt.
-    assert!(start(Some(o)).unwrap().is_ok());
+    assert!(start(o).is_ok());
 }
 
 #[test]
@@ -60,22 +58,88 @@ fn options_that_cannot_be_are_refused() {
     }
 }
 
-/// What the environment of the process does to NIXL, which reads it.
+/// A process with this environment refuses to start NIXL, in these words, and ends as it should.
+fn refuses(environment: &[(&str, &str)], words: &[&str]) {
+    let mut child = Source::start("start", environment);
+    let answer = child.answer().expect("an answer");
+    assert!(answer.starts_with("refused"), "{environment:?}: {answer}");
+    for part in words {
+        assert!(answer.contains(part), "{environment:?}: {part:?} is not in {answer:?}");
+    }
+    assert!(exit(&mut child).success(), "{environment:?}");
+}
+
+fn empty_directory(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
 #[test]
 fn an_environment_that_nixl_cannot_work_in_is_named() {
     if options(AUTO).is_none() {
         return;
     }
-    for (name, value, parts) in [
-        ("NIXL_PLUGIN_DIR", "/nonexistent", ["NIXL_PLUGIN_DIR", "/nonexistent"]),
-        ("UCX_TLS", "posix", ["UCX_TLS is \"posix\"", "notices a dead peer"]),
-        ("UCX_NET_DEVICES", "nothing", ["UCX", "does not start"]),
-    ] {
-        let mut child = Source::start("no-agent", &[(name, value)]);
-        let answer = child.answer().expect("an answer");
-        assert!(parts.iter().all(|p| answer.contains(p)), "{name}: {answer}");
-        assert!(exit(&mut child).success(), "{name}");
+    let nowhere = ["finds no backends", "/nonexistent, which is not there", "NIXL_PLUGIN_DIR is \"/nonexistent\""];
+    refuses(&[("NIXL_PLUGIN_DIR", "/nonexistent")], &nowhere);
+    let empty = empty_directory("no-plugins");
+    refuses(&[("NIXL_PLUGIN_DIR", empty.to_str().unwrap())], &["no-plugins", "which has none"]);
+    std::fs::remove_dir(empty).unwrap();
+    let dead = ["notices a dead peer", "of this host (", "lo"];
+    for (name, value) in [("UCX_TLS", "posix"), ("UCX_TLS", ""), ("UCX_TLS", "rc"), ("UCX_NET_DEVICES", "nothing")] {
+        refuses(&[(name, value)], &[&dead[..], &[&format!("{name} is {value:?}")]].concat());
     }
+}
+
+#[test]
+fn a_file_that_is_not_the_library_is_named() {
+    let Some(packages) = packages() else { return };
+    let beside = packages.join(".nixl_cu12.mesonpy.libs/libnixl.so");
+    let words = [beside.to_str().unwrap(), "is not NIXL's C library, libnixl_capi.so", "pip install"];
+    refuses(&[("KVLINK_NIXL_LIBRARY", beside.to_str().unwrap())], &words);
+    refuses(&[("KVLINK_NIXL_LIBRARY", "/nonexistent.so")], &["there is no /nonexistent.so", "pip install"]);
+    let old = empty_directory("old-wheel");
+    std::fs::create_dir_all(old.join(".nixl_cu12.mesonpy.libs")).unwrap();
+    refuses(&[("KVLINK_NIXL_LIBRARY", old.to_str().unwrap())], &["has no libnixl_capi.so", "another NIXL than"]);
+    std::fs::remove_dir_all(old).unwrap();
+}
+
+#[test]
+fn a_backend_that_cannot_work_is_named_with_the_reason() {
+    if options(AUTO).is_none() {
+        return;
+    }
+    let parameter = ["UCX with num_workers=many does not start", "a parameter may be wrong"];
+    refuses(&[("KVLINK_NIXL_PARAMETERS", "num_workers=many")], &parameter);
+    let posix = [("KVLINK_NIXL_BACKEND", "POSIX"), ("KVLINK_NIXL_PARAMETERS", "")];
+    refuses(&posix, &["backend POSIX reads from nothing but storage", "between processes UCX does"]);
+    // A backend whose own libraries are not installed, as those for storage are without a GPU's.
+    let dir = empty_directory("lost-plugin");
+    let cc = |output: &str, flags: &[&str]| {
+        let command = &mut Command::new("cc");
+        let status = command.current_dir(&dir).args(["-shared", "-xc", "/dev/null", "-o", output]).args(flags).status();
+        assert!(status.unwrap().success());
+    };
+    cc("libnowhere.so.1", &["-Wl,-soname,libnowhere.so.1"]);
+    cc("libplugin_LOST.so", &["-Wl,--no-as-needed", "-L.", "-l:libnowhere.so.1"]);
+    std::fs::remove_file(dir.join("libnowhere.so.1")).unwrap();
+    let lost = [("NIXL_PLUGIN_DIR", dir.to_str().unwrap()), ("KVLINK_NIXL_BACKEND", "LOST")];
+    refuses(&lost, &["backend LOST cannot be loaded: libnowhere.so.1: cannot open shared object file"]);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+/// Bound to the functions of another copy, NIXL's would end the process.
+#[test]
+fn a_second_copy_of_ucx_is_refused_before_it_is_loaded() {
+    if options(AUTO).is_none() {
+        return;
+    }
+    let system = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
+    let Some(ucx) = system.map(|d| format!("{d}/libucp.so.0")).into_iter().find(|f| Path::new(f).exists()) else {
+        return skip("the system's UCX is missing (libucx0)");
+    };
+    let words = ["backend UCX brings libucp-", "another copy of UCX", &ucx, "LD_PRELOAD is", "RTLD_GLOBAL"];
+    refuses(&[("LD_PRELOAD", &ucx)], &words);
 }
 
 /// Required and not found, it says so instead of doing without.
@@ -83,7 +147,7 @@ fn an_environment_that_nixl_cannot_work_in_is_named() {
 fn an_agent_that_requires_nixl_does_not_do_without() {
     let mut child = Source::start("required", &[("LD_LIBRARY_PATH", "")]);
     let answer = child.answer().expect("an answer");
-    for part in ["libnixl_capi.so cannot be loaded", "pip install"] {
+    for part in ["libnixl_capi.so cannot be loaded", "No such file", "pip install"] {
         assert!(answer.contains(part), "{part:?} is not in {answer:?}");
     }
     assert!(exit(&mut child).success());

@@ -1,11 +1,13 @@
 //! The other process of tests that need one.
 
+use crate::nixl::lock_nothing;
 use crate::node::{AUTO, Node, PATIENCE, options};
 use crate::refused::{layout, start};
 use kvlink::agent::{Agent, AgentConfig, Require};
 use kvlink::error::Status;
 use kvlink::transport::Transport;
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
 use std::time::Instant;
 
@@ -21,14 +23,19 @@ pub struct Source {
 
 impl Source {
     pub fn start(engine: &str, environment: &[(&str, &str)]) -> Source {
-        let mut process = Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--nocapture", "--test-threads=1"])
-            .env(CHILD, engine)
-            .envs(environment.iter().copied())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.envs(environment.iter().copied());
+        Source::run(&mut command, engine)
+    }
+
+    /// One whose kernel locks no memory for it.
+    pub fn that_locks_nothing(engine: &str) -> Source {
+        Source::run(lock_nothing(&mut Command::new(std::env::current_exe().unwrap())), engine)
+    }
+
+    fn run(command: &mut Command, engine: &str) -> Source {
+        let command = command.args(["child", "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, engine);
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (stdin, stdout) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
         Source { process, stdin, lines: BufReader::new(stdout) }
     }
@@ -107,8 +114,16 @@ pub fn child() {
         assert_eq!(e.status(), Status::TransportUnavailable);
         return refused(e.message().to_string());
     }
-    if engine == "no-agent" {
-        start(options(AUTO)).unwrap().map(|_| ()).unwrap_or_else(refused);
+    if engine == "start" {
+        let variable = |name: &str| std::env::var(format!("KVLINK_NIXL_{name}")).ok();
+        let mut o = options(AUTO).unwrap();
+        o.library = variable("LIBRARY").map(PathBuf::from).or(o.library);
+        o.backend = variable("BACKEND").unwrap_or(o.backend);
+        if let Some(list) = variable("PARAMETERS") {
+            let pair = |l: &str| l.split_once('=').map(|(k, v)| (k.to_string(), v.to_string()));
+            o.parameters = list.lines().filter_map(pair).collect();
+        }
+        start(o).map(|_| ()).unwrap_or_else(refused);
         println!("@started");
         return;
     }

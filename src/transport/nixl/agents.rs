@@ -1,4 +1,4 @@
-//! The two NIXL agents of a kvlink agent, and why they could not be made.
+//! The two NIXL agents of a kvlink agent.
 //!
 //! The *server* is what peers read from; its metadata is in the handshake, so it stays as long as the kvlink agent. The
 //! *reader* is what we read with; nobody knows it, so it can be replaced: NIXL cannot cancel, and only the end of an agent
@@ -7,12 +7,12 @@
 use super::batch::BATCH_BYTES;
 use super::library;
 use super::options::NixlOptions;
-use super::sys::{Agent, Failure, Library, NoAgent, Range, Request};
+use super::reasons;
+use super::sys::{Agent, Failure, Library, Range, Request};
 use crate::error::{Error, Result, Status};
 use crate::memory::SharedMemory;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
-use std::path::PathBuf;
 
 /// How long a progress thread sleeps at most; what arrives wakes it. 0, NIXL's default, keeps a core busy.
 const PROGRESS_DELAY_US: u64 = 10_000;
@@ -30,7 +30,6 @@ impl Slot {
 
 pub(super) struct Agents {
     library: &'static Library,
-    path: PathBuf,
     options: NixlOptions,
     /// Random: no other process, and no other agent of this one, has had this name.
     name: String,
@@ -51,16 +50,15 @@ fn backend(e: Failure) -> Error {
 
 impl Agents {
     pub fn new(options: NixlOptions) -> Result<Agents> {
-        let (path, library) = library::load(options.library.as_deref())?;
+        let library = library::load(options.library.as_deref())?;
         let mut random = [0u8; 8];
         rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())
             .map_err(|e| Error::new(Status::System, format!("getrandom: {e}")))?;
         let name = format!("kvlink-{:016x}", u64::from_ne_bytes(random));
-        let server = start(library, &path, &options, &name)?;
+        let server = start(library, &options, &name)?;
         let regions = HashMap::new();
         let (free, retired) = (Vec::new(), Vec::new());
-        let mut agents =
-            Agents { library, path, options, name, server, reader: None, generation: 0, regions, free, retired };
+        let mut agents = Agents { library, options, name, server, reader: None, generation: 0, regions, free, retired };
         match agents.renew() {
             Ok(()) => Ok(agents),
             Err(e) => agents.end().and(Err(e)),
@@ -78,16 +76,7 @@ impl Agents {
 
     /// Makes a region readable by peers and usable by reads; returns what peers have to know now.
     pub fn register(&mut self, region: u32, memory: Range) -> Result<Vec<u8>> {
-        let locked = |e: Failure| {
-            let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
-            let limit = limit.map_or("unlimited".into(), |n| format!("{n} bytes"));
-            let text = format!(
-                "nixl: registering region {region} of {} bytes: {e}; memory may have to be locked for it, and \
-                 RLIMIT_MEMLOCK is {limit} (ulimit -l)",
-                memory.len()
-            );
-            Error::new(Status::Backend, text)
-        };
+        let locked = |e| reasons::not_registered(region, memory, e);
         self.server.register(memory.addr(), memory.len()).map_err(locked)?;
         if let Some(reader) = &mut self.reader {
             reader.register(memory.addr(), memory.len()).map_err(locked)?;
@@ -172,7 +161,7 @@ impl Agents {
     pub fn renew(&mut self) -> Result<()> {
         self.generation += 1;
         let name = format!("{}-{}", self.name, self.generation);
-        let mut reader = start(self.library, &self.path, &self.options, &name)?;
+        let mut reader = start(self.library, &self.options, &name)?;
         for r in self.regions.values() {
             reader.register(r.addr(), r.len()).map_err(backend)?;
         }
@@ -193,82 +182,10 @@ fn c_string(text: &str) -> CString {
     CString::new(text.replace('\0', "")).unwrap_or_default()
 }
 
-fn start(library: &'static Library, path: &std::path::Path, options: &NixlOptions, name: &str) -> Result<Agent> {
+fn start(library: &'static Library, options: &NixlOptions, name: &str) -> Result<Agent> {
+    reasons::check_copies(library, &options.backend)?;
     let parameters: Vec<(CString, CString)> =
         options.parameters.iter().map(|(k, v)| (c_string(k), c_string(v))).collect();
-    let made = Agent::new(library, &c_string(name), &c_string(&options.backend), &parameters, PROGRESS_DELAY_US);
-    made.map_err(|e| {
-        let (path, backend) = (path.display(), &options.backend);
-        let text = match e {
-            NoAgent::Call(e) => format!("nixl: {path}: {e}"),
-            NoAgent::NoBackend(known) if known.is_empty() => format!(
-                "nixl: {path} finds no backends at all: its directory \"plugins\" is missing, or NIXL_PLUGIN_DIR names \
-                 another one ({})",
-                variable("NIXL_PLUGIN_DIR")
-            ),
-            NoAgent::NoBackend(known) => {
-                format!("nixl: there is no backend {backend:?}; {path} has {}", known.join(", "))
-            }
-            NoAgent::Backend(e) => refused(backend, &options.parameters, e, &copies()),
-        };
-        Error::new(Status::TransportUnavailable, text)
-    })
-}
-
-/// What a person should look at when a backend does not start; NIXL's status does not tell.
-fn refused(backend: &str, parameters: &[(String, String)], e: Failure, copies: &[String]) -> String {
-    let set: Vec<String> = parameters.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    let set = if set.is_empty() { "no parameters".to_string() } else { set.join(" ") };
-    let mut text = format!("nixl: backend {backend} with {set} does not start: {e}");
-    if backend == "UCX" {
-        text += &format!(
-            "; {} must leave UCX a transport that notices a dead peer (tcp, or that of the network's cards): shared memory \
-             alone is not enough",
-            variable("UCX_TLS")
-        );
-    }
-    if copies.len() > 1 {
-        text += &format!("; this process has {} copies of UCX: {}", copies.len(), copies.join(", "));
-    }
-    text + "; NIXL writes its reason to the standard error output"
-}
-
-/// For messages only.
-fn variable(name: &str) -> String {
-    match std::env::var_os(name) {
-        Some(value) => format!("{name} is {value:?}"),
-        None => format!("{name} is not set"),
-    }
-}
-
-/// The files of UCX in this process.
-fn copies() -> Vec<String> {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let mut out: Vec<String> = Vec::new();
-    for path in maps.lines().filter_map(|l| l.get(l.find('/')?..)) {
-        let file = path.rsplit('/').next().unwrap_or(path);
-        if file.starts_with("libucp") && !out.iter().any(|o| o == path) {
-            out.push(path.to_string());
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_backend_that_does_not_start_says_what_to_look_at() {
-        let e = Failure { call: "nixl_capi_create_backend", code: -2 };
-        let two = ["/usr/lib/libucp.so.0".to_string(), "/venv/libucp-1.so.0".to_string()];
-        let text = refused("UCX", &[("engine_config".into(), "TLS=posix".into())], e, &two);
-        for part in
-            ["UCX", "engine_config=TLS=posix", "UCX_TLS is", "2 copies of UCX", "/venv/libucp-1", "backend error"]
-        {
-            assert!(text.contains(part), "{part:?} is not in {text:?}");
-        }
-        let text = refused("LIBFABRIC", &[], e, &two[..1]);
-        assert!(text.contains("no parameters") && !text.contains("copies") && !text.contains("UCX"), "{text}");
-    }
+    Agent::new(library, &c_string(name), &c_string(&options.backend), &parameters, PROGRESS_DELAY_US)
+        .map_err(|e| reasons::not_started(library, options, e))
 }

@@ -8,50 +8,45 @@ use std::path::{Path, PathBuf};
 
 const FILE: &str = "libnixl_capi.so";
 /// What the table of functions was written for.
-const VERSIONS: &str = "1.5";
-const HELP: &str = "pip install --no-deps nixl-cu12==1.5.1";
+const VERSIONS: &str = "1.0 to 1.5";
+const HELP: &str = "to install it: pip install --no-deps nixl-cu12==1.5.1";
 
 /// The one that this process uses: a second copy would bring a second UCX with it.
-static LOADED: Mutex<Option<(PathBuf, &'static Library)>> = Mutex::new(None);
+static LOADED: Mutex<Option<&'static Library>> = Mutex::new(None);
 
 fn unavailable(text: String) -> Error {
     Error::new(Status::TransportUnavailable, text)
 }
 
 /// Loads the library that the options name, or the first that is found.
-pub(super) fn load(named: Option<&Path>) -> Result<(PathBuf, &'static Library)> {
+pub(super) fn load(named: Option<&Path>) -> Result<&'static Library> {
     let mut loaded = LOADED.lock();
     let mut tried = Vec::new();
     let candidates = match named {
         Some(path) => named_candidates(path)?,
         None => found(),
     };
-    if let Some((path, library)) = loaded.as_ref() {
-        if named.is_none() || candidates.iter().any(|c| same(c, path)) {
-            return Ok((path.clone(), library));
+    if let Some(library) = *loaded {
+        if named.is_none() || candidates.iter().any(|c| same(c, &library.file)) {
+            return Ok(library);
         }
         let text = format!(
-            "nixl: this process uses {} already and cannot load {} as well",
-            path.display(),
+            "nixl: this process uses {} already and cannot load {} as well: name the same in all agents",
+            library.file.display(),
             candidates.iter().map(|c| c.display().to_string()).collect::<Vec<_>>().join(" or ")
         );
         return Err(unavailable(text));
     }
     // UCX, bundled in the wheel, brings libefa of the system where it is installed, and that a second libibverbs and libnl;
     // unless the system's is there first, the process then crashes when it exits.
-    sys::preload("libibverbs.so.1");
+    let _ = sys::preload(OsStr::new("libibverbs.so.1"));
     for path in candidates {
         match Library::load(path.as_os_str()) {
-            Ok(library) => {
-                let library: &'static Library = Box::leak(Box::new(library));
-                *loaded = Some((path.clone(), library));
-                return Ok((path, library));
-            }
+            Ok(library) => return Ok(loaded.insert(Box::leak(Box::new(library)))),
             Err(e) => tried.push(explain(&path, e)),
         }
     }
-    let text = format!("nixl: {}; to install it: {HELP}", tried.join("; "));
-    Err(unavailable(text))
+    Err(unavailable(format!("nixl: {}; {HELP}", tried.join("; "))))
 }
 
 fn same(a: &Path, b: &Path) -> bool {
@@ -63,35 +58,45 @@ fn explain(path: &Path, why: Unusable) -> String {
     let path = path.display();
     match why {
         Unusable::NotLoaded(text) => format!("{path} cannot be loaded: {text}"),
-        Unusable::Missing(names) => {
+        Unusable::Other => format!("{path} is not NIXL's C library, {FILE}: it has none of its functions"),
+        Unusable::Missing(names, all) => {
             let first: Vec<&str> = names.iter().take(3).copied().collect();
             let (n, first) = (names.len(), first.join(", "));
-            format!("{path} lacks {n} functions of NIXL {VERSIONS} ({first}): it is too old, too new, or not NIXL")
+            format!("{path} lacks {n} of {all} functions ({first}): it is another NIXL than {VERSIONS}")
         }
         Unusable::Stub => format!("{path} is NIXL's placeholder for builds without NIXL"),
     }
 }
 
-/// A file, or a directory of Python packages.
+/// A file, or a directory that it is in or that Python packages are installed in.
 fn named_candidates(path: &Path) -> Result<Vec<PathBuf>> {
-    if path.is_dir() {
-        let wheels = in_packages(path);
-        if wheels.is_empty() {
-            let text = format!("nixl: {} holds no nixl wheel ({FILE}); to install it: {HELP}", path.display());
-            return Err(unavailable(text));
-        }
-        return Ok(wheels);
-    }
+    let shown = path.display();
     if !path.exists() {
-        return Err(unavailable(format!("nixl: there is no {}; to install it: {HELP}", path.display())));
+        return Err(unavailable(format!("nixl: there is no {shown}; {HELP}")));
     }
-    Ok(vec![path.to_path_buf()])
+    if !path.is_dir() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let itself = path.join(FILE);
+    if itself.is_file() {
+        return Ok(vec![itself]);
+    }
+    let files = in_packages(path);
+    if !files.is_empty() {
+        return Ok(files);
+    }
+    let text = match WHEELS.map(|w| path.join(w)).iter().find(|w| w.is_dir()) {
+        Some(old) => format!("nixl: {} has no {FILE}: it is another NIXL than {VERSIONS}", old.display()),
+        None => format!("nixl: {shown} holds neither {FILE} nor a nixl wheel"),
+    };
+    Err(unavailable(format!("{text}; {HELP}")))
 }
 
-/// The wheels of a directory of Python packages, as their builds lay them out.
+/// Where wheels have it, as their builds lay them out.
+const WHEELS: [&str; 3] = [".nixl_cu12.mesonpy.libs", ".nixl_cu13.mesonpy.libs", ".nixl.mesonpy.libs"];
+
 fn in_packages(packages: &Path) -> Vec<PathBuf> {
-    let wheels = [".nixl_cu12.mesonpy.libs", ".nixl_cu13.mesonpy.libs", ".nixl.mesonpy.libs"];
-    wheels.iter().map(|w| packages.join(w).join(FILE)).filter(|p| p.is_file()).collect()
+    WHEELS.iter().map(|w| packages.join(w).join(FILE)).filter(|p| p.is_file()).collect()
 }
 
 /// Where it may be: the Python environment that this process runs in, then wherever the loader looks.
@@ -142,7 +147,10 @@ mod tests {
         let absent = refused(&dir.join("libnixl_capi.so"));
         assert!(absent.contains("there is no") && absent.contains("pip install"), "{absent}");
         let empty = refused(&dir);
-        assert!(empty.contains("holds no nixl wheel") && empty.contains("pip install"), "{empty}");
+        assert!(
+            empty.contains("holds neither libnixl_capi.so nor a nixl wheel") && empty.contains("pip install"),
+            "{empty}"
+        );
         let text = dir.join("text.so");
         std::fs::write(&text, "not a library").unwrap();
         let text = refused(&text);
@@ -151,11 +159,11 @@ mod tests {
     }
 
     #[test]
-    fn another_library_is_missing_functions() {
+    fn another_library_is_named_as_such() {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let libc = maps.lines().find_map(|l| l.get(l.find('/')?..).filter(|p| p.contains("/libc.so"))).unwrap();
         let why = refused(Path::new(libc));
-        assert!(why.contains("lacks") && why.contains("nixl_capi_is_stub") && why.contains(VERSIONS), "{why}");
+        assert!(why.contains("is not NIXL's C library") && why.contains("pip install"), "{why}");
     }
 
     #[test]

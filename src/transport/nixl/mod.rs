@@ -9,12 +9,15 @@
 //! job whose blocks are being read into is only reported as ended when NIXL has ended the read, or the NIXL agent that
 //! runs it (`agents.rs`).
 
+mod abi;
 mod agents;
 mod batch;
 mod desk;
+mod elf;
 mod library;
 mod metadata;
 mod options;
+mod reasons;
 mod sys;
 mod worker;
 

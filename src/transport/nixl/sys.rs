@@ -6,34 +6,10 @@
 //! is gone.
 #![allow(unsafe_code)]
 
+use super::abi::{Config, DRAM, Handle, IN_PROGRESS, INVALID, OK, READ};
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
-
-/// Success, of every C function.
-const OK: c_int = 0;
-/// A transfer that is under way.
-const IN_PROGRESS: c_int = 1;
-/// `NIXL_CAPI_MEM_DRAM`.
-const DRAM: c_int = 0;
-/// `NIXL_CAPI_XFER_OP_READ`.
-const READ: c_int = 0;
-/// `NIXL_CAPI_THREAD_SYNC_STRICT`.
-const STRICT: c_int = 1;
-
-type Handle = *mut c_void;
-
-/// `nixl_capi_agent_config_s`.
-#[repr(C)]
-struct Config {
-    progress_thread: bool,
-    listen_thread: bool,
-    listen_port: c_int,
-    sync: c_int,
-    workers: u32,
-    progress_delay_us: u64,
-    listen_delay_us: u64,
-    telemetry: bool,
-}
+use std::path::PathBuf;
 
 macro_rules! table {
     ($($name:ident($($arg:ty),*) -> $ret:ty;)*) => {
@@ -43,6 +19,9 @@ macro_rules! table {
         }
 
         impl Table {
+            /// How many they are.
+            const COUNT: usize = [$(stringify!($name)),*].len();
+
             /// All of them, or the names of those that are missing.
             fn resolve(library: Handle) -> Result<Table, Vec<&'static str>> {
                 let mut missing = Vec::new();
@@ -115,22 +94,56 @@ fn open(name: &OsStr) -> Result<Handle, String> {
     Err(text.unwrap_or_else(|| "dlopen failed without a reason".into()))
 }
 
-/// Loads a library for good, if it is there.
-pub(super) fn preload(name: &str) -> bool {
-    open(OsStr::new(name)).is_ok()
+/// Loads a library for good; an error says why it cannot be.
+pub(super) fn preload(name: &OsStr) -> Result<(), String> {
+    open(name).map(|_| ())
+}
+
+/// Whether a library of this name is loaded.
+pub(super) fn is_loaded(name: &str) -> bool {
+    let Ok(name) = CString::new(name) else { return false };
+    // SAFETY: a C string; nothing is loaded.
+    !unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) }.is_null()
+}
+
+/// The file of the function of this name that libraries which are loaded from now on would be bound to.
+pub(super) fn global(name: &CStr) -> Option<PathBuf> {
+    // SAFETY: null stands for the program itself, through which all that is global is found; then a C string.
+    let at = unsafe {
+        let program = libc::dlopen(std::ptr::null(), libc::RTLD_NOW);
+        if program.is_null() { program } else { libc::dlsym(program, name.as_ptr()) }
+    };
+    file_of(at)
+}
+
+/// The file that an address was loaded from.
+fn file_of(at: Handle) -> Option<PathBuf> {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
+    // SAFETY: any address may be asked for; when one was found, the name is null or a string that lives with the object.
+    unsafe {
+        if at.is_null() || libc::dladdr(at, info.as_mut_ptr()) == 0 {
+            return None;
+        }
+        let name = info.assume_init().dli_fname;
+        (!name.is_null()).then(|| PathBuf::from(OsStr::from_bytes(CStr::from_ptr(name).to_bytes())))
+    }
 }
 
 /// NIXL's C functions. Never unloaded: threads of its backends may outlive every agent.
 pub(super) struct Library {
     table: Table,
+    /// Where it was found.
+    pub file: PathBuf,
 }
 
 /// Why a library cannot be used.
 pub(super) enum Unusable {
     /// The loader says why.
     NotLoaded(String),
-    /// These functions are missing.
-    Missing(Vec<&'static str>),
+    /// It has none of the functions.
+    Other,
+    /// These functions are missing, of so many.
+    Missing(Vec<&'static str>, usize),
     /// It is the placeholder that aborts when it is called.
     Stub,
 }
@@ -138,12 +151,16 @@ pub(super) enum Unusable {
 impl Library {
     pub fn load(name: &OsStr) -> Result<Library, Unusable> {
         let handle = open(name).map_err(Unusable::NotLoaded)?;
-        let table = Table::resolve(handle).map_err(Unusable::Missing)?;
+        let table = Table::resolve(handle).map_err(|missing| match missing.len() {
+            Table::COUNT => Unusable::Other,
+            _ => Unusable::Missing(missing, Table::COUNT),
+        })?;
         // SAFETY: takes nothing and only returns a constant, in the placeholder too.
         if unsafe { (table.is_stub)() } {
             return Err(Unusable::Stub);
         }
-        Ok(Library { table })
+        let file = file_of(table.is_stub as Handle).unwrap_or_else(|| PathBuf::from(name));
+        Ok(Library { table, file })
     }
 }
 
@@ -244,6 +261,8 @@ pub(super) enum NoAgent {
     NoBackend(Vec<String>),
     /// The backend refused to start.
     Backend(Failure),
+    /// The backend has nothing that a peer could use.
+    Local(Failure),
 }
 
 impl From<Failure> for NoAgent {
@@ -253,7 +272,7 @@ impl From<Failure> for NoAgent {
 }
 
 impl Agent {
-    /// An agent with a progress thread that looks for work at least every `delay_us` (never 0: that would spin).
+    /// An agent with a progress thread; see [`Config::new`].
     pub fn new(
         library: &'static Library,
         name: &CStr,
@@ -262,16 +281,7 @@ impl Agent {
         delay_us: u64,
     ) -> Result<Agent, NoAgent> {
         let t = &library.table;
-        let config = Config {
-            progress_thread: true,
-            listen_thread: false,
-            listen_port: 0,
-            sync: STRICT,
-            workers: 1,
-            progress_delay_us: delay_us.max(1),
-            listen_delay_us: 0,
-            telemetry: false,
-        };
+        let config = Config::new(delay_us);
         let mut raw = std::ptr::null_mut();
         // SAFETY: strings and config live through the call; `raw` takes the result.
         unsafe { call!(t, create_configured_agent(name.as_ptr(), &config, &mut raw)) }?;
@@ -293,7 +303,14 @@ impl Agent {
         // SAFETY: both are live.
         unsafe { call!(t, opt_args_add_backend(options.raw, backend.raw)) }?;
         std::mem::forget(agent);
-        Ok(Agent { library, raw, options, _backend: backend })
+        let mut agent = Agent { library, raw, options, _backend: backend };
+        match agent.metadata() {
+            Err(e) if e.code == INVALID => {
+                agent.destroy()?;
+                Err(NoAgent::Local(e))
+            }
+            _ => Ok(agent),
+        }
     }
 
     /// Makes memory usable by transfers. The caller keeps it mapped until the agent is destroyed.
