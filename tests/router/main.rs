@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -331,12 +331,44 @@ fn the_real_router_lists_forgets_and_relearns_instances() {
     until(port, "/health_generate", |t| !t.contains(&d));
 }
 
+/// The instance in C++, built in a directory of its own.
+fn native(name: &str, library: &Path) -> Option<PathBuf> {
+    let packages = ["cpp-httplib", "libcrypto"];
+    let found = tools::have("pkg-config")
+        && tools::output(Command::new("pkg-config").arg("--exists").args(packages)).status.success();
+    if !found || !Path::new("/usr/include/nlohmann/json.hpp").exists() || !tools::all_here(&["g++"]) {
+        tools::skip("cpp-httplib, libcrypto or nlohmann/json is missing: run scripts/setup.sh router");
+        return None;
+    }
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("router-{name}"));
+    std::fs::create_dir_all(&dir).unwrap();
+    for link in ["libkvlink.so", "libkvlink.so.0"] {
+        let _ = std::fs::remove_file(dir.join(link));
+        std::os::unix::fs::symlink(library, dir.join(link)).unwrap();
+    }
+    let flags = tools::succeed(Command::new("pkg-config").args(["--cflags", "--libs"]).args(packages));
+    let mut compile = Command::new("g++");
+    compile.current_dir(tools::root()).args([
+        "-std=c++17",
+        "-O1",
+        "-pthread",
+        "-Iinclude",
+        "-Wall",
+        "-Wextra",
+        "-Wpedantic",
+    ]);
+    compile.args(["-Wconversion", "-Wshadow", "-Werror", "examples/router/instance.cpp", "-Wl,-rpath,$ORIGIN", "-L"]);
+    let program = dir.join("instance");
+    tools::succeed(compile.arg(&dir).arg("-lkvlink").args(flags.split_whitespace()).arg("-o").arg(&program));
+    Some(program)
+}
+
 /// Requests through the real router to instances that join, leave and are killed; the demo checks every byte.
 fn demo(mode: &str) {
-    let Some(python) = program("python") else { return };
     let library = std::env::current_exe().unwrap().with_file_name("libkvlink.so");
+    let (Some(python), Some(native)) = (program("python"), native(mode, &library)) else { return };
     let mut command = Command::new(python);
-    command.arg(tools::root().join("examples/router/demo.py")).arg(mode).env("KVLINK_LIBRARY", library);
+    command.arg(tools::root().join("examples/router/demo.py")).arg(native).arg(mode).env("KVLINK_LIBRARY", library);
     command.env("PYTHONPATH", tools::root().join("bindings/python/src")).env("PYTHONDONTWRITEBYTECODE", "1");
     let text = tools::succeed(&mut command);
     assert!(text.ends_with("all right\n"), "{text}");
