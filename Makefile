@@ -37,6 +37,7 @@ test: prefix
 	@sh scripts/setup.sh test
 	@sh scripts/nixl.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/vllm-router.sh >/dev/null || [ -z "$$CI" ]
+	@sh scripts/vllm-moriio.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/test.sh
 
 # The Python package: wheel, tests, types, lint, examples.

@@ -76,11 +76,14 @@ class Service:
         self.port, self.discovery = free_port(), free_port()
         self.processes: list[subprocess.Popen[str]] = []
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        options = ["--host", "127.0.0.1", "--port", str(self.port), "--prometheus-port", str(free_port())]
-        options += ["--policy", "round_robin", "--vllm-pd-disaggregation", "--kv-connector", "moriio"]
-        options += ["--vllm-discovery-address", f"127.0.0.1:{self.discovery}"]
-        command = [str(Path(sys.executable).with_name("vllm-router")), *options]
-        self.processes.append(subprocess.Popen(command, stdout=self.log, stderr=self.log, text=True))
+        self.processes.append(subprocess.Popen(self.router(), stdout=self.log, stderr=self.log, text=True))
+
+    def router(self) -> list[str]:
+        """The router's command."""
+        command = [str(Path(sys.executable).with_name("vllm-router")), "--policy", "round_robin"]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--prometheus-port", str(free_port())]
+        command += ["--vllm-pd-disaggregation", "--kv-connector", "moriio"]
+        return [*command, "--vllm-discovery-address", f"127.0.0.1:{self.discovery}"]
 
     def instance(self, role: str, language: str) -> Instance:
         """Starts one."""

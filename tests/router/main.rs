@@ -22,16 +22,21 @@ use std::time::{Duration, Instant};
 /// Against hanging only.
 const LONG: Duration = Duration::from_secs(60);
 
-/// A program of the environment that scripts/vllm-router.sh makes.
-fn program(name: &str) -> Option<PathBuf> {
+/// Something that a script has put into the user's cache.
+fn cached(path: &str, script: &str) -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-    let path = cache.join("kvlink/vllm-router-0.1.17/bin").join(name);
+    let path = cache.join("kvlink").join(path);
     if !path.exists() {
-        tools::skip(&format!("{} is not there: run scripts/vllm-router.sh", path.display()));
+        tools::skip(&format!("{} is not there: run scripts/{script}", path.display()));
         return None;
     }
     Some(path)
+}
+
+/// A program of the environment that scripts/vllm-router.sh makes.
+fn program(name: &str) -> Option<PathBuf> {
+    cached(&format!("vllm-router-0.1.17/bin/{name}"), "vllm-router.sh")
 }
 
 /// A process that ends with the test.
@@ -363,15 +368,37 @@ fn native(name: &str, library: &Path) -> Option<PathBuf> {
     Some(program)
 }
 
-/// Requests through the real router to instances that join, leave and are killed; the demo checks every byte.
-fn demo(mode: &str) {
+/// Runs a script with instances in C++ and Python, which checks every byte.
+fn with_instances(script: &str, name: &str, arguments: impl Fn(&Path) -> Vec<PathBuf>) {
     let library = std::env::current_exe().unwrap().with_file_name("libkvlink.so");
-    let (Some(python), Some(native)) = (program("python"), native(mode, &library)) else { return };
+    let (Some(python), Some(native)) = (program("python"), native(name, &library)) else { return };
     let mut command = Command::new(python);
-    command.arg(tools::root().join("examples/router/demo.py")).arg(native).arg(mode).env("KVLINK_LIBRARY", library);
+    command.arg(tools::root().join(script)).args(arguments(&native)).env("KVLINK_LIBRARY", library);
     command.env("PYTHONPATH", tools::root().join("bindings/python/src")).env("PYTHONDONTWRITEBYTECODE", "1");
     let text = tools::succeed(&mut command);
     assert!(text.ends_with("all right\n"), "{text}");
+}
+
+/// Requests through the real router to instances that join, leave and are killed.
+fn demo(mode: &str) {
+    with_instances("examples/router/demo.py", mode, |native| vec![native.into(), mode.into()]);
+}
+
+/// Requests through vLLM's own example proxy.
+fn toy(mode: &str) {
+    let Some(vllm) = cached("vllm-moriio-0.33.0", "vllm-moriio.sh") else { return };
+    let arguments = |native: &Path| vec![vllm.clone(), native.into(), mode.into()];
+    with_instances("tests/router/toy.py", &format!("toy-{mode}"), arguments);
+}
+
+#[test]
+fn read_mode_behind_the_example_proxy() {
+    toy("read");
+}
+
+#[test]
+fn write_mode_behind_the_example_proxy() {
+    toy("write");
 }
 
 #[test]
