@@ -2,6 +2,7 @@
 
 CARGO ?= cargo
 CC ?= cc
+CXX ?= c++
 RELEASE := target/release
 EXAMPLES := target/c
 INSTALLED := target/prefix
@@ -22,15 +23,21 @@ demo: examples
 	$(CARGO) build --release --example demo
 	@$(RELEASE)/examples/demo $(EXAMPLES) $(DEMO_OPTIONS) $(if $(filter nixl,$(TRANSPORT)),NIXL="$$(sh scripts/nixl.sh)")
 
-# Instances behind the real vllm-router join, leave and crash, and every answer is checked. Options: MODES="read write"
+# Instances in C++ and Python behind the real vllm-router join, leave and crash, and every answer is checked.
+# Options: MODES="read write"
 demo-router: lib
+	@sh scripts/setup.sh router
+	@mkdir -p $(EXAMPLES)
+	$(CXX) -std=c++17 -O2 -Wall -Wextra -Wpedantic -Werror examples/router/instance.cpp $(CLINK) \
+		$$(pkg-config --cflags --libs cpp-httplib libcrypto) -pthread -o $(EXAMPLES)/instance
 	@where=$$(sh scripts/vllm-router.sh) && KVLINK_LIBRARY=$(CURDIR)/$(RELEASE)/libkvlink.so \
-		PYTHONPATH=$(CURDIR)/bindings/python/src "$$where/bin/python" examples/router/demo.py $(MODES)
+		PYTHONPATH=$(CURDIR)/bindings/python/src "$$where/bin/python" examples/router/demo.py $(EXAMPLES)/instance $(MODES)
 
 test: prefix
 	@sh scripts/setup.sh test
 	@sh scripts/nixl.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/vllm-router.sh >/dev/null || [ -z "$$CI" ]
+	@sh scripts/vllm-moriio.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/test.sh
 
 # The Python package: wheel, tests, types, lint, examples.

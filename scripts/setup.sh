@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what a part of the work needs beside Rust: nothing named: building; install: CMake; deb: the packages; test: all.
+# Installs what a part of the work needs beside Rust: nothing named: building; install: CMake; deb: the packages; router: the
+# demonstration behind a router; test: all.
 set -eu
 
 missing=""
@@ -17,10 +18,15 @@ case "${1:-}" in deb | test)
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
     done
 esac
+case "${1:-}" in router | test)
+    command -v pkg-config >/dev/null 2>&1 || missing="$missing pkg-config"
+    for package in libcpp-httplib-dev libssl-dev nlohmann-json3-dev; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
+    done
+esac
 if [ "${1:-}" = test ]; then
     command -v lintian >/dev/null 2>&1 || missing="$missing lintian"
     command -v mmdebstrap >/dev/null 2>&1 || missing="$missing mmdebstrap"
-    command -v pkg-config >/dev/null 2>&1 || missing="$missing pkg-config"
     command -v abidw >/dev/null 2>&1 || missing="$missing abigail-tools"
     command -v man >/dev/null 2>&1 || missing="$missing man-db"
     command -v g++ >/dev/null 2>&1 || missing="$missing g++"

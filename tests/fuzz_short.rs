@@ -103,7 +103,7 @@ fn mutate(mut b: Vec<u8>, m: &(Vec<(prop::sample::Index, u8)>, prop::sample::Ind
 const ROUTE: &str = "cmpl-___prefill_addr_host:10.0.0.1,handshake:6301,notify:61005___decode_addr_host:10.0.0.2,handshake:7301,\
 notify:7501_00112233445566778899aabbccddeeff-0-abcdef12";
 const PARAMS: &str = r#"{"do_remote_prefill":true,"do_remote_decode":false,"remote_dp_size":1,"remote_dp_rank":0,"tp_size":4,
-"transfer_id":"tx-00112233","kvlink_ticket":"AAECA_8"}"#;
+"transfer_id":"tx-00112233","remote_engine_id":"kvlink:AAECA_8"}"#;
 
 const LAYOUT: &str = r#"{"geometry":{"name":"m","num_layers":2,"caches":[{"layers":[0,1],"cache":{"kind":"attention",
 "heads":4,"dims":[4,4],"dtype":"bf16","reach":{"window":8}}}]},"placement":{"tp":2,"tp_rank":1,"block_tokens":4}}"#;

@@ -2,13 +2,17 @@
 
 use crate::error::{Error, Result, Status};
 use crate::wire::zmtp::{self, Command, Decoder, Received};
+use std::time::Duration;
 
 /// Says what to send ([`Dealer::take_output`]), and is told what came.
 pub struct Dealer {
     decoder: Decoder,
     identity: Vec<u8>,
-    greeted: bool,
     ready: bool,
+    /// The peer knows heartbeats.
+    answers: bool,
+    /// Pings since anything came.
+    unanswered: u32,
     output: Vec<u8>,
 }
 
@@ -17,7 +21,8 @@ impl Dealer {
     /// the peer holds: a second one of the same name is ignored.
     pub fn new(identity: &str) -> Dealer {
         let output = zmtp::greeting().to_vec();
-        Dealer { decoder: Decoder::default(), identity: identity.into(), greeted: false, ready: false, output }
+        let decoder = Decoder::default();
+        Dealer { decoder, identity: identity.into(), ready: false, answers: false, unanswered: 0, output }
     }
 
     /// The handshake is over: messages can be sent.
@@ -31,6 +36,22 @@ impl Dealer {
         self.output.extend(zmtp::message(body));
     }
 
+    /// Asks a peer that knows heartbeats for a sign of life; only when ready. The peer may hang up when it hears nothing
+    /// for `ttl`.
+    pub fn ping(&mut self, ttl: Duration) {
+        debug_assert!(self.ready);
+        if self.answers {
+            self.unanswered = self.unanswered.saturating_add(1);
+            let ttl = u16::try_from(ttl.as_millis() / 100).unwrap_or(u16::MAX);
+            self.output.extend(Command::Ping { ttl, context: Vec::new() }.encode());
+        }
+    }
+
+    /// Pings since anything came.
+    pub fn unanswered(&self) -> u32 {
+        self.unanswered
+    }
+
     /// Bytes to send now.
     pub fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.output)
@@ -41,10 +62,11 @@ impl Dealer {
     /// # Errors
     /// [`Status::Protocol`], [`Status::Refused`]: the connection is of no use.
     pub fn handle_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.unanswered = 0;
         self.decoder.extend(bytes);
         while let Some(received) = self.decoder.next_received()? {
             match received {
-                Received::Greeting => self.greet(),
+                Received::Greeting { minor } => self.greet(minor),
                 Received::Command(c) => self.on_command(c)?,
                 Received::Message if self.ready => {}
                 Received::Message => return Err(bad("ZeroMQ: a message before READY")),
@@ -53,8 +75,8 @@ impl Dealer {
         Ok(())
     }
 
-    fn greet(&mut self) {
-        self.greeted = true;
+    fn greet(&mut self, minor: u8) {
+        self.answers = minor > 0;
         let ready = Command::Ready { socket_type: "DEALER".into(), identity: self.identity.clone() };
         self.output.extend(ready.encode());
     }

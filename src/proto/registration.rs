@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 const TIME_TO_LIVE: Duration = Duration::from_secs(5);
 /// Wait before the second attempt to connect; it doubles from there up to the time between beats.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// Pings that may stay unanswered, and the time that they take at least: then the router stands still, or its host is gone.
+const MISSES: u32 = 3;
+const SILENCE: Duration = Duration::from_secs(1);
 /// Time for the handshake of a connection.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 
@@ -38,6 +41,11 @@ impl RouterArgs {
     /// The discovery address as "host:port".
     pub fn address(&self) -> &str {
         self.discovery.strip_prefix("tcp://").unwrap_or(&self.discovery)
+    }
+
+    /// Unanswered pings that say that the router is not there: of rapid beats more.
+    fn misses(&self) -> u32 {
+        MISSES.max(SILENCE.div_duration_f64(self.beat) as u32)
     }
 
     fn check(&self) -> Result<()> {
@@ -120,21 +128,28 @@ impl Registration {
 
     /// Time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_timeout().is_none_or(|due| due > now) {
+            return;
+        }
         match &mut self.state {
-            State::Waiting { until } if *until <= now => {
+            State::Waiting { .. } => {
                 self.state = State::Connecting;
                 self.outputs.push_back(RegistrationOutput::Connect);
             }
-            State::Connected { dealer, due } if *due <= now && !dealer.is_ready() => {
+            State::Connected { dealer, .. } if !dealer.is_ready() => {
                 let text = format!("no ZeroMQ handshake within {} ms", HANDSHAKE.as_millis());
                 self.handle_failed(now, Error::new(Status::Unreachable, text));
             }
-            State::Connected { due, .. } if *due <= now => {
+            State::Connected { dealer, .. } if dealer.unanswered() >= self.args.misses() => {
+                let text = format!("no sign of life to {} pings", dealer.unanswered());
+                self.handle_failed(now, Error::new(Status::Unreachable, text));
+            }
+            State::Connected { .. } => {
                 // It has held for a beat.
                 self.wait = FIRST_WAIT;
                 self.beat(now);
             }
-            _ => {}
+            State::Connecting => {}
         }
     }
 
@@ -200,6 +215,7 @@ impl Registration {
         if let State::Connected { dealer, due } = &mut self.state {
             *due = later(now, self.args.beat);
             dealer.send(&self.args.register.encode());
+            dealer.ping(TIME_TO_LIVE);
         }
         self.flush();
     }

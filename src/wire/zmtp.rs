@@ -155,7 +155,10 @@ fn frame(flags: u8, body: &[u8]) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
     /// The greeting: its version and mechanism fit.
-    Greeting,
+    Greeting {
+        /// The minor version: 3.1 and later have heartbeats.
+        minor: u8,
+    },
     /// A command.
     Command(Command),
     /// A frame of a message, not kept.
@@ -232,9 +235,10 @@ impl Decoder {
         if b.len() < GREETING {
             return Ok(None);
         }
+        let minor = at(11).unwrap_or(0);
         self.take(GREETING);
         self.greeted = true;
-        Ok(Some(Received::Greeting))
+        Ok(Some(Received::Greeting { minor }))
     }
 
     fn take(&mut self, n: usize) {

@@ -33,13 +33,16 @@ struct World {
     sent: Vec<u8>,
     closes: usize,
     events: Vec<Event>,
+    /// The router answers pings.
+    alive: bool,
 }
 
 impl World {
     fn new(args: RouterArgs) -> World {
         let now = Instant::now();
         let it = Registration::new(now, args, "me".into()).unwrap();
-        let mut w = World { now, start: now, it, connects: vec![], sent: vec![], closes: 0, events: vec![] };
+        let mut w =
+            World { now, start: now, it, connects: vec![], sent: vec![], closes: 0, events: vec![], alive: true };
         w.run(Duration::ZERO);
         w
     }
@@ -48,7 +51,13 @@ impl World {
         while let Some(o) = self.it.poll_output() {
             match o {
                 Output::Connect => self.connects.push(self.now - self.start),
-                Output::Send(b) => self.sent.extend(b),
+                Output::Send(b) => {
+                    let pings = count(&b, &ping());
+                    self.sent.extend(b);
+                    for _ in 0..pings * usize::from(self.alive) {
+                        self.it.handle_bytes(self.now, &Command::Pong { context: vec![] }.encode());
+                    }
+                }
                 Output::Close => self.closes += 1,
                 Output::Event(e) => self.events.push(e),
             }
@@ -88,9 +97,17 @@ impl World {
     }
 
     fn beats(&self) -> usize {
-        let beat = zmtp::message(&args().register.encode());
-        self.sent.windows(beat.len()).filter(|w| *w == beat).count()
+        count(&self.sent, &zmtp::message(&args().register.encode()))
     }
+}
+
+fn count(bytes: &[u8], what: &[u8]) -> usize {
+    bytes.windows(what.len()).filter(|w| *w == what).count()
+}
+
+/// What asks a router for a sign of life; it may hang up after five seconds of silence.
+fn ping() -> Vec<u8> {
+    Command::Ping { ttl: 50, context: vec![] }.encode()
 }
 
 /// What a router says first.
@@ -128,6 +145,66 @@ fn a_stalled_thread_sends_one_beat_and_no_burst() {
     w.outputs();
     assert_eq!(w.beats(), 2);
     assert_eq!(w.it.poll_timeout(), Some(w.now + 1000 * MS));
+}
+
+#[test]
+fn a_router_that_stands_still_is_noticed_within_four_beats() {
+    let mut w = World::new(args());
+    w.attach();
+    w.run(10_000 * MS);
+    assert_eq!((w.beats(), count(&w.sent, &ping()), w.events.len()), (11, 11, 1));
+    w.alive = false;
+    w.run(3999 * MS);
+    assert_eq!((w.closes, w.events.len()), (0, 1));
+    w.run(MS);
+    assert_eq!((w.closes, w.events.len()), (1, 2));
+    assert_eq!(w.events[1].status, Status::Unreachable);
+    assert!(w.events[1].text.contains("no sign of life to 3 pings"), "{}", w.events[1].text);
+    // Its kernel still takes connections: only a handshake says that it is back.
+    w.connected();
+    w.run(4000 * MS);
+    assert_eq!(w.events.len(), 2);
+    w.alive = true;
+    w.say(&router());
+    assert_eq!(w.events.last().unwrap().status, Status::Ok);
+}
+
+#[test]
+fn rapid_beats_give_a_router_a_second() {
+    let mut w = World::new(RouterArgs { beat: 10 * MS, ..args() });
+    w.alive = false;
+    w.attach();
+    w.run(999 * MS);
+    assert_eq!(w.closes, 0);
+    w.run(2 * MS);
+    assert_eq!(w.closes, 1);
+}
+
+#[test]
+fn whatever_comes_is_a_sign_of_life() {
+    for life in [zmtp::message(b"x"), Command::Ping { ttl: 0, context: vec![] }.encode(), vec![0]] {
+        let mut w = World::new(args());
+        w.alive = false;
+        w.attach();
+        for _ in 0..10 {
+            w.run(2500 * MS);
+            // The last kind is one frame without content, byte after byte.
+            w.say(&life);
+        }
+        assert_eq!((w.closes, w.events.len()), (0, 1), "{life:?}");
+    }
+}
+
+#[test]
+fn a_router_that_knows_no_heartbeats_is_not_asked() {
+    let mut w = World::new(args());
+    w.alive = false;
+    let mut old = router();
+    old[11] = 0;
+    w.connected();
+    w.say(&old);
+    w.run(60_000 * MS);
+    assert_eq!((w.beats(), count(&w.sent, &ping()), w.closes), (61, 0, 0));
 }
 
 #[test]

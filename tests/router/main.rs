@@ -10,10 +10,11 @@ use kvlink::layout::model::{Cache, Layers, Model, Placement};
 use kvlink::layout::{DType, Element, Layout};
 use kvlink::proto::{Event, EventKind, Id, RouterArgs};
 use kvlink::wire::moriio::{Register, Role, TransferMode, ZmqAddress};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,20 +22,33 @@ use std::time::{Duration, Instant};
 /// Against hanging only.
 const LONG: Duration = Duration::from_secs(60);
 
-/// A program of the environment that scripts/vllm-router.sh makes.
-fn program(name: &str) -> Option<PathBuf> {
+/// Something that a script has put into the user's cache.
+fn cached(path: &str, script: &str) -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
-    let path = cache.join("kvlink/vllm-router-0.1.17/bin").join(name);
+    let path = cache.join("kvlink").join(path);
     if !path.exists() {
-        tools::skip(&format!("{} is not there: run scripts/vllm-router.sh", path.display()));
+        tools::skip(&format!("{} is not there: run scripts/{script}", path.display()));
         return None;
     }
     Some(path)
 }
 
+/// A program of the environment that scripts/vllm-router.sh makes.
+fn program(name: &str) -> Option<PathBuf> {
+    cached(&format!("vllm-router-0.1.17/bin/{name}"), "vllm-router.sh")
+}
+
 /// A process that ends with the test.
 struct Process(Child);
+
+impl Process {
+    /// Makes it stand still, or go on.
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.0);
+        kill_process(pid, signal).unwrap();
+    }
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -45,7 +59,7 @@ impl Drop for Process {
 
 /// A ROUTER socket of libzmq in a process of its own.
 struct Peer {
-    _process: Process,
+    process: Process,
     output: BufReader<ChildStdout>,
     port: u16,
 }
@@ -56,7 +70,7 @@ impl Peer {
         command.arg(tools::root().join("tests/router/peer.py")).arg(port.to_string()).args(options);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        let mut peer = Peer { _process: Process(child), output, port };
+        let mut peer = Peer { process: Process(child), output, port };
         peer.port = peer.line().trim().parse().unwrap();
         Some(peer)
     }
@@ -160,6 +174,37 @@ fn a_restarted_socket_knows_it_again() {
     assert_eq!(event(&agent, id).status, Status::Ok);
 }
 
+/// Its kernel goes on to take connections and data.
+fn stops_and_goes_on(agent: &Agent, id: Id, process: &Process) {
+    // A process that starts may be there later than the first attempt.
+    if event(agent, id).status != Status::Ok {
+        assert_eq!(event(agent, id).status, Status::Ok);
+    }
+    process.signal(Signal::STOP);
+    let e = event(agent, id);
+    assert!(e.status == Status::Unreachable && e.text.contains("no sign of life"), "{e:?}");
+    process.signal(Signal::CONT);
+    assert_eq!(event(agent, id).status, Status::Ok);
+}
+
+#[test]
+fn a_socket_that_stands_still_is_noticed() {
+    let Some(mut peer) = Peer::start(0, &[]) else { return };
+    let agent = agent();
+    let id = agent.attach_router(args(peer.port)).unwrap();
+    stops_and_goes_on(&agent, id, &peer.process);
+    peer.beat();
+}
+
+#[test]
+fn the_real_router_that_stands_still_is_noticed() {
+    let (port, discovery) = (free_port(), free_port());
+    let Some(router) = real_router(port, discovery, "stopped") else { return };
+    let agent = agent();
+    let id = agent.attach_router(RouterArgs { beat: Duration::from_millis(500), ..args(discovery) }).unwrap();
+    stops_and_goes_on(&agent, id, &router);
+}
+
 #[test]
 fn a_router_that_comes_late_is_found() {
     let port = free_port();
@@ -246,21 +291,25 @@ fn until(port: u16, path: &str, right: impl Fn(&str) -> bool) {
     }
 }
 
+fn router_log(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("vllm-router-{name}.log"))
+}
+
+fn real_router(port: u16, discovery: u16, name: &str) -> Option<Process> {
+    let mut command = Command::new(program("vllm-router")?);
+    command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--vllm-pd-disaggregation"]);
+    command.args(["--kv-connector", "moriio", "--vllm-discovery-address", &format!("127.0.0.1:{discovery}")]);
+    command.args(["--prometheus-port", &free_port().to_string()]);
+    let out = std::fs::File::create(router_log(name)).unwrap();
+    Some(Process(command.stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap()))
+}
+
 /// The router asks every instance that it knows for its health, and names those that do not answer.
 #[test]
 fn the_real_router_lists_forgets_and_relearns_instances() {
-    let Some(router) = program("vllm-router") else { return };
     let (port, discovery) = (free_port(), free_port());
-    let log = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("vllm-router.log");
-    let start = || {
-        let mut command = Command::new(&router);
-        command.args(["--host", "127.0.0.1", "--port", &port.to_string(), "--vllm-pd-disaggregation"]);
-        command.args(["--kv-connector", "moriio", "--vllm-discovery-address", &format!("127.0.0.1:{discovery}")]);
-        command.args(["--prometheus-port", &free_port().to_string()]);
-        let out = std::fs::File::create(&log).unwrap();
-        Process(command.stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap())
-    };
-    let running = start();
+    let start = || real_router(port, discovery, "lists");
+    let Some(running) = start() else { return };
     let agent = agent();
     let instance = |role, mode| {
         let http = format!("127.0.0.1:{}", free_port());
@@ -276,26 +325,80 @@ fn the_real_router_lists_forgets_and_relearns_instances() {
     let (other_id, other) = instance(Role::Decode, TransferMode::Write);
     until(port, "/health_generate", |t| {
         assert!(!t.contains(&other), "{t}");
-        std::fs::read_to_string(&log).unwrap().contains("transfer_mode mismatch")
+        std::fs::read_to_string(router_log("lists")).unwrap().contains("transfer_mode mismatch")
     });
     agent.detach_router(other_id).unwrap();
     // A restarted router hears of the others again.
     drop(running);
-    let _running = start();
+    let _running = start().expect("it started before");
     until(port, "/health_generate", |t| t.contains(&p) && t.contains(&d));
     agent.detach_router(d_id).unwrap();
     until(port, "/health_generate", |t| !t.contains(&d));
 }
 
-/// Requests through the real router to instances that join, leave and are killed; the demo checks every byte.
-fn demo(mode: &str) {
-    let Some(python) = program("python") else { return };
+/// The instance in C++, built in a directory of its own.
+fn native(name: &str, library: &Path) -> Option<PathBuf> {
+    let packages = ["cpp-httplib", "libcrypto"];
+    let found = tools::have("pkg-config")
+        && tools::output(Command::new("pkg-config").arg("--exists").args(packages)).status.success();
+    if !found || !Path::new("/usr/include/nlohmann/json.hpp").exists() || !tools::all_here(&["g++"]) {
+        tools::skip("cpp-httplib, libcrypto or nlohmann/json is missing: run scripts/setup.sh router");
+        return None;
+    }
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("router-{name}"));
+    std::fs::create_dir_all(&dir).unwrap();
+    for link in ["libkvlink.so", "libkvlink.so.0"] {
+        let _ = std::fs::remove_file(dir.join(link));
+        std::os::unix::fs::symlink(library, dir.join(link)).unwrap();
+    }
+    let flags = tools::succeed(Command::new("pkg-config").args(["--cflags", "--libs"]).args(packages));
+    let mut compile = Command::new("g++");
+    compile.current_dir(tools::root()).args([
+        "-std=c++17",
+        "-O1",
+        "-pthread",
+        "-Iinclude",
+        "-Wall",
+        "-Wextra",
+        "-Wpedantic",
+    ]);
+    compile.args(["-Wconversion", "-Wshadow", "-Werror", "examples/router/instance.cpp", "-Wl,-rpath,$ORIGIN", "-L"]);
+    let program = dir.join("instance");
+    tools::succeed(compile.arg(&dir).arg("-lkvlink").args(flags.split_whitespace()).arg("-o").arg(&program));
+    Some(program)
+}
+
+/// Runs a script with instances in C++ and Python, which checks every byte.
+fn with_instances(script: &str, name: &str, arguments: impl Fn(&Path) -> Vec<PathBuf>) {
     let library = std::env::current_exe().unwrap().with_file_name("libkvlink.so");
+    let (Some(python), Some(native)) = (program("python"), native(name, &library)) else { return };
     let mut command = Command::new(python);
-    command.arg(tools::root().join("examples/router/demo.py")).arg(mode).env("KVLINK_LIBRARY", library);
+    command.arg(tools::root().join(script)).args(arguments(&native)).env("KVLINK_LIBRARY", library);
     command.env("PYTHONPATH", tools::root().join("bindings/python/src")).env("PYTHONDONTWRITEBYTECODE", "1");
     let text = tools::succeed(&mut command);
     assert!(text.ends_with("all right\n"), "{text}");
+}
+
+/// Requests through the real router to instances that join, leave and are killed.
+fn demo(mode: &str) {
+    with_instances("examples/router/demo.py", mode, |native| vec![native.into(), mode.into()]);
+}
+
+/// Requests through vLLM's own example proxy.
+fn toy(mode: &str) {
+    let Some(vllm) = cached("vllm-moriio-0.33.0", "vllm-moriio.sh") else { return };
+    let arguments = |native: &Path| vec![vllm.clone(), native.into(), mode.into()];
+    with_instances("tests/router/toy.py", &format!("toy-{mode}"), arguments);
+}
+
+#[test]
+fn read_mode_behind_the_example_proxy() {
+    toy("read");
+}
+
+#[test]
+fn write_mode_behind_the_example_proxy() {
+    toy("write");
 }
 
 #[test]

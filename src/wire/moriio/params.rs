@@ -1,7 +1,8 @@
 //! `kv_transfer_params`: JSON objects that the router and the instances add to requests and answers.
 //!
 //! In READ mode the prefill side's answer carries the ticket; the router hands the object to the decode side as it is,
-//! but for `remote_dp_size`, which it overwrites. In WRITE mode no ticket is needed: the router gives both sides one
+//! but for `remote_dp_size`, which it overwrites. The ticket is the prefill side's engine id: vLLM's example proxy hands that on, and
+//! no key that it does not know. In WRITE mode no ticket is needed: the router gives both sides one
 //! `transfer_id`, and the request id names the decode side's address.
 
 use super::{ZmqAddress, base64};
@@ -9,8 +10,10 @@ use crate::error::{Error, Result, Status};
 use crate::wire::limit;
 use serde_json::{Map, Value, json};
 
-/// The key of kvlink's ticket.
-const TICKET: &str = "kvlink_ticket";
+/// The key that holds kvlink's ticket.
+const ENGINE: &str = "remote_engine_id";
+/// What an engine id begins with that is a ticket.
+const TICKET: &str = "kvlink:";
 /// Bytes of an object that are looked at.
 const MAX: usize = limit::FRAME;
 
@@ -65,7 +68,7 @@ impl Answer<'_> {
         let value = json!({
             "do_remote_prefill": true,
             "do_remote_decode": false,
-            "remote_engine_id": format!("{}:{}", at.host(), at.handshake()),
+            ENGINE: format!("{TICKET}{}", base64::encode(self.ticket)),
             "remote_block_ids": [],
             "remote_host": at.host(),
             "remote_handshake_port": at.handshake(),
@@ -74,7 +77,6 @@ impl Answer<'_> {
             "remote_dp_size": self.dp.1,
             "tp_size": self.tp_size,
             "transfer_id": self.transfer_id,
-            TICKET: base64::encode(self.ticket),
         });
         Ok(value.to_string())
     }
@@ -95,12 +97,15 @@ impl Params {
             other => return Err(wrong("transfer_id", other, "a string")),
         };
         check_transfer_id(&transfer_id)?;
-        let ticket = match object.get(TICKET) {
+        let ticket = match object.get(ENGINE) {
             None | Some(Value::Null) => Vec::new(),
-            Some(Value::String(s)) => {
-                base64::decode(s).ok_or_else(|| bad(format!("{TICKET} of {} characters is not base64url", s.len())))?
-            }
-            other => return Err(wrong(TICKET, other, "a string")),
+            Some(Value::String(s)) => match s.strip_prefix(TICKET).map(|t| (t.len(), base64::decode(t))) {
+                Some((n, None)) => return Err(bad(format!("{ENGINE}: a ticket of {n} characters is not base64url"))),
+                Some((_, Some(ticket))) => ticket,
+                // The engine id of another kind of instance.
+                None => Vec::new(),
+            },
+            other => return Err(wrong(ENGINE, other, "a string")),
         };
         let size = |key| match number(&object, key)? {
             Some(0) => Err(bad(format!("{key} is 0"))),
@@ -198,6 +203,8 @@ mod tests {
         let decode = br#"{"do_remote_decode":false,"do_remote_prefill":true,"transfer_id":"tx-00ff"}"#;
         let p = Params::from_json(decode).unwrap();
         assert_eq!((p.do_remote_prefill, p.remote_dp_size, p.remote_tp_size), (true, 1, None));
+        let vllm = br#"{"do_remote_prefill":true,"transfer_id":"a","remote_engine_id":"10.0.0.1:6301"}"#;
+        assert_eq!(Params::from_json(vllm).unwrap().ticket, b"");
     }
 
     #[test]
@@ -215,8 +222,8 @@ mod tests {
             (r#"{"transfer_id":"a","do_remote_decode":true,"remote_tp_size":0}"#, "remote_tp_size is 0"),
             (r#"{"transfer_id":"a","do_remote_decode":true,"remote_tp_size":-1}"#, "remote_tp_size is -1"),
             (r#"{"transfer_id":"a","do_remote_decode":true,"remote_dp_rank":4294967296}"#, "below 2^32"),
-            (r#"{"transfer_id":"a","do_remote_decode":true,"kvlink_ticket":"*"}"#, "base64url"),
-            (r#"{"transfer_id":"a","do_remote_decode":true,"kvlink_ticket":[1]}"#, "kvlink_ticket is [1]"),
+            (r#"{"transfer_id":"a","do_remote_decode":true,"remote_engine_id":"kvlink:*"}"#, "base64url"),
+            (r#"{"transfer_id":"a","do_remote_decode":true,"remote_engine_id":[1]}"#, "remote_engine_id is [1]"),
         ] {
             let e = Params::from_json(text.as_bytes()).unwrap_err();
             assert_eq!(e.status(), Status::InvalidArgument);
