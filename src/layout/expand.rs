@@ -378,15 +378,15 @@ fn check_lists(
     }
     let groups = layout.groups().iter().zip(lists).enumerate().zip(used).filter(|(_, used)| **used).map(|(g, _)| g);
     for (g, (group, list)) in groups.clone() {
-        if let Some((at, id)) = list.ids.iter().enumerate().find(|(_, id)| **id >= group.num_blocks && **id != NO_BLOCK)
-        {
+        if let Some((at, id)) = group.outside(list.ids) {
             return Err(invalid(format!(
                 "group {g}: {which} block id {id} at position {at} is not below {}",
                 group.num_blocks
             )));
         }
-        let hole = list.ids.iter().position(|id| *id == NO_BLOCK);
-        if let (GroupKind::Slots, Some(at)) = (group.kind, hole) {
+        if group.kind == GroupKind::Slots
+            && let Some(at) = list.ids.iter().position(|id| *id == NO_BLOCK)
+        {
             return Err(invalid(format!("group {g}: a hole at position {at} of a {which} list of state slots")));
         }
     }

@@ -90,6 +90,18 @@ pub struct Group {
     pub context: ContextParallel,
 }
 
+impl Group {
+    /// The first id that is neither a block nor a hole, and its position.
+    pub fn outside(&self, ids: &[u32]) -> Option<(usize, u32)> {
+        let outside = |id: u32| id >= self.num_blocks && id != super::NO_BLOCK;
+        // Most lists are right: all are looked at, many at a time.
+        if !ids.iter().fold(false, |any, id| any | outside(*id)) {
+            return None;
+        }
+        ids.iter().copied().enumerate().find(|(_, id)| outside(*id))
+    }
+}
+
 /// Whether both sides must have the same extent along an axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -165,8 +165,7 @@ impl Endpoint {
                 let text = format!("group {g}: {} block ids, at most {}", list.ids.len(), limit::BLOCKS);
                 return Err(Error::new(Status::Limit, text));
             }
-            let bad = |id: &&u32| **id >= group.num_blocks && **id != crate::layout::NO_BLOCK;
-            if let Some(id) = list.ids.iter().find(bad) {
+            if let Some((_, id)) = group.outside(&list.ids) {
                 let text = format!("group {g}: block id {id} is not below {}", group.num_blocks);
                 return Err(Error::new(Status::InvalidBlocks, text));
             }

@@ -158,7 +158,7 @@ impl Endpoint {
             request: ticket.request.clone(),
             round: ticket.round,
             range,
-            blocks: args.blocks.clone(),
+            blocks: args.blocks,
             parts: Vec::new(),
             courtesy: courtesy.into_iter().map(|(conn, n, _)| (conn, n)).collect(),
             untold: Vec::new(),
@@ -212,8 +212,12 @@ impl Endpoint {
         let streamed = fetch && !pull;
         r.parts.push(Part { conn, op, consumers, step, job: None, streamed, groups, gone: false });
         let done = r.done(op, consumers);
-        let (round, range) = (r.round, r.range);
-        let (request, blocks) = (r.request.clone(), r.blocks.clone());
+        let source = self.sessions.get(conn).and_then(|s| s.remote.as_ref()).map(|r| r.incarnation);
+        let mark = source.filter(|_| pull).map(|source| LeaseMark::new(source, &r.request, r.round));
+        let ask = streamed.then(|| {
+            let (request, blocks) = (r.request.clone(), r.blocks.clone());
+            Message::Read(ReadRequest { op, request, round: r.round, range: r.range, blocks })
+        });
         self.ops.insert(op, (id, index));
         if !fetch {
             self.give_spans(spans);
@@ -226,11 +230,9 @@ impl Endpoint {
             p.job = Some(job);
         }
         let action = if pull { Action::Pull } else { Action::Receive { tag: read_tag(op) } };
-        let source = self.sessions.get(conn).and_then(|s| s.remote.as_ref()).map(|r| r.incarnation);
-        let mark = source.filter(|_| pull).map(|source| LeaseMark::new(source, &request, round));
         self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark });
-        if !pull {
-            self.send(conn, Message::Read(ReadRequest { op, request, round, range, blocks }));
+        if let Some(ask) = ask {
+            self.send(conn, ask);
         }
     }
 

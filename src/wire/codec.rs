@@ -39,6 +39,7 @@ impl Writer {
     /// Appends a count (u32) and the values.
     pub fn u32s(&mut self, v: &[u32]) {
         self.u32(v.len() as u32);
+        self.out.reserve(size_of_val(v));
         for x in v {
             self.u32(*x);
         }
@@ -119,7 +120,8 @@ impl<'a> Reader<'a> {
     /// Takes at most `max` values.
     pub fn u32s(&mut self, field: &str, max: usize) -> Result<Vec<u32>> {
         let n = self.count(field, max, 4)?;
-        (0..n).map(|_| self.u32(field)).collect()
+        let (values, _) = self.take(n.saturating_mul(4), field)?.as_chunks();
+        Ok(values.iter().map(|v| u32::from_le_bytes(*v)).collect())
     }
 
     /// Takes a boolean: 0 or 1.
