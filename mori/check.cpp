@@ -186,7 +186,7 @@ struct Memory {
     copy(shim, o, at, content.data(), content.size());
     const uint8_t *data = nullptr;
     size_t len = 0;
-    shim.must(shim.memory_register(engine, at, content.size(), &id, &data, &len));
+    shim.must(shim.memory_register(engine, at, content.size(), 1, &id, &data, &len));
     desc.assign(data, data + len);
   }
 
@@ -274,7 +274,7 @@ void check(const Options &o, int peer) {
     begin("the GPU library");
     kvlink_mori::check_gpu_library();
     begin("the RDMA devices");
-    kvlink_mori::check_devices(o.devices, o.sysfs);
+    kvlink_mori::check_devices(kvlink_mori::chosen_devices(o.devices), o.sysfs);
     begin("the limit of locked memory");
     kvlink_mori::check_locked_memory(o.bytes);
   }

@@ -188,11 +188,6 @@ class DescriptorZero {
   int kept_;
 };
 
-std::string chosen_devices(const std::string &devices) {
-  const char *variable = std::getenv("MORI_RDMA_DEVICES");
-  return !devices.empty() || variable == nullptr ? devices : variable;
-}
-
 std::string text_of(io::TransferStatus &status) {
   return status.Message() + " (MoRI's code " + std::to_string(static_cast<uint32_t>(status.Code())) + ")";
 }
@@ -272,7 +267,7 @@ int kvlink_mori_peer_remove(kvlink_mori_engine_t *engine, const uint8_t *desc, s
   return guarded([&] { engine->engine->DeregisterRemoteEngine(unpacked<io::EngineDesc>(desc, len, "the engine")); });
 }
 
-int kvlink_mori_memory_register(kvlink_mori_engine_t *engine, void *addr, uint64_t size, uint32_t *memory,
+int kvlink_mori_memory_register(kvlink_mori_engine_t *engine, void *addr, uint64_t size, uint32_t verify, uint32_t *memory,
                                 const uint8_t **desc, size_t *len) {
   return guarded([&] {
     hipPointerAttribute_t found{};
@@ -281,10 +276,11 @@ int kvlink_mori_memory_register(kvlink_mori_engine_t *engine, void *addr, uint64
     if (!gpu && !engine->rdma) {
       throw std::runtime_error("xGMI joins GPUs, and this is memory of the host");
     }
-    if (engine->rdma) {
-      // MoRI registers when a peer first asks, and aborts the process where it cannot.
+    if (engine->rdma && verify != 0) {
       Verbs verbs;
-      for (const auto &device : verbs.devices(chosen_devices(engine->devices))) verbs.try_memory(device, addr, size, gpu);
+      for (const auto &device : verbs.devices(kvlink_mori::chosen_devices(engine->devices))) {
+        verbs.try_memory(device, addr, size, gpu);
+      }
     }
     int device = gpu ? found.device : -1;
     auto location = gpu ? io::MemoryLocationType::GPU : io::MemoryLocationType::CPU;

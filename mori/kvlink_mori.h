@@ -51,8 +51,9 @@ int kvlink_mori_engine_desc(kvlink_mori_engine_t *engine, const uint8_t **desc, 
 int kvlink_mori_peer_add(kvlink_mori_engine_t *engine, const char *key, const uint8_t *desc, size_t len);
 int kvlink_mori_peer_remove(kvlink_mori_engine_t *engine, const uint8_t *desc, size_t len);
 
-/* Registers memory of the host or of a GPU; `desc` is what peers have to know of it, valid as long as the engine. */
-int kvlink_mori_memory_register(kvlink_mori_engine_t *engine, void *addr, uint64_t size, uint32_t *memory,
+/* Registers memory of the host or of a GPU; `desc` is what peers have to know of it, valid as long as the engine. MoRI tells
+ * the RDMA devices only when a peer first asks, and aborts the process where they refuse: with `verify`, they are asked now. */
+int kvlink_mori_memory_register(kvlink_mori_engine_t *engine, void *addr, uint64_t size, uint32_t verify, uint32_t *memory,
                                 const uint8_t **desc, size_t *len);
 
 /* Connects a memory of ours with a memory of `size` bytes of the peer of this name: takes round trips, and seconds where the

@@ -138,6 +138,11 @@ void check_port(const std::string &host, uint32_t port) {
   }
 }
 
+std::string chosen_devices(const std::string &devices) {
+  const char *variable = std::getenv("MORI_RDMA_DEVICES");
+  return !devices.empty() || variable == nullptr ? devices : variable;
+}
+
 void check_gpu_library() {
   const char *named = std::getenv("MORI_ROCM_SMI_PATH");
   void *handle = nullptr;

@@ -9,6 +9,9 @@ namespace kvlink_mori {
 // `host` is an IPv4 address of this machine, and the port is free; 0: any.
 void check_port(const std::string &host, uint32_t port);
 
+// The devices that MoRI would take: those that were chosen, or what its environment says.
+std::string chosen_devices(const std::string &devices);
+
 // ROCm-SMI loads and sees a GPU, which MoRI needs for memory of the host, too.
 void check_gpu_library();
 

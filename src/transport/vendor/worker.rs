@@ -1,17 +1,14 @@
-//! The thread that makes all calls into NIXL: some of them copy before they return, and none may overlap.
+//! The thread that makes all calls into the library: some of them copy before they return, and none may overlap.
 
 mod ending;
 mod flight;
 
-use super::agents::Agents;
 use super::batch::{Cursor, Ends};
-use super::options::NixlOptions;
-use super::sys::Range;
+use super::{Agents, Landing, Peer, Range, VendorOptions};
 use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Job, JobId, LinkId};
 use flight::Flight;
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ffi::CString;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
@@ -49,15 +46,6 @@ pub(super) enum Command {
     },
 }
 
-/// A peer's server.
-#[derive(Debug)]
-pub(super) struct Peer {
-    pub agent: CString,
-    pub metadata: Vec<u8>,
-    /// Address and length.
-    pub regions: HashMap<u32, (u64, u64)>,
-}
-
 struct Link {
     peer: Peer,
     /// Nothing can be read any more.
@@ -84,14 +72,15 @@ pub(super) trait Report {
     fn report(&self, done: Done);
 }
 
-pub(super) struct Worker<R> {
-    agents: Option<Agents>,
-    options: NixlOptions,
+pub(super) struct Worker<A: Agents, R> {
+    agents: Option<A>,
+    landing: Landing,
+    patience: Duration,
     links: BTreeMap<LinkId, Link>,
     jobs: BTreeMap<JobId, Running>,
     /// Jobs with something to post, in turn.
     turns: VecDeque<JobId>,
-    flights: Vec<Flight>,
+    flights: Vec<Flight<A>>,
     /// Since when the reader is to be replaced: nothing is posted until then.
     replacing: Option<Instant>,
     /// Why nothing can be done any more.
@@ -99,11 +88,12 @@ pub(super) struct Worker<R> {
     out: R,
 }
 
-impl<R: Report> Worker<R> {
-    pub fn new(agents: Agents, options: NixlOptions, out: R) -> Worker<R> {
+impl<A: Agents, R: Report> Worker<A, R> {
+    pub fn new(agents: A, options: &A::Options, out: R) -> Worker<A, R> {
         Worker {
             agents: Some(agents),
-            options,
+            landing: options.landing(),
+            patience: options.patience(),
             links: BTreeMap::new(),
             jobs: BTreeMap::new(),
             turns: VecDeque::new(),
@@ -168,25 +158,25 @@ impl<R: Report> Worker<R> {
         }
     }
 
-    fn agents(&mut self) -> Result<&mut Agents> {
+    fn agents(&mut self) -> Result<&mut A> {
         match (&mut self.agents, &self.ended) {
             (Some(a), _) => Ok(a),
             (None, Some(e)) => Err(e.clone()),
-            (None, None) => Err(Error::new(Status::Internal, "nixl: agents without an end")),
+            (None, None) => Err(Error::new(Status::Internal, format!("{}: agents without an end", A::NAME))),
         }
     }
 
     fn connect(&mut self, link: LinkId, peer: Peer) -> Result<()> {
         let same = |l: &Link| l.peer.agent == peer.agent;
         let spoilt = self.links.values().any(|l| same(l) && l.broken.is_some());
-        let in_use = |f: &Flight| self.links.get(&f.link).is_some_and(same);
+        let in_use = |f: &Flight<A>| self.links.get(&f.link).is_some_and(same);
         let in_use = self.links.values().any(|l| same(l) && l.broken.is_none()) || self.flights.iter().any(in_use);
         let agents = self.agents()?;
         if spoilt && !in_use {
-            // NIXL goes on refusing a peer that it has lost until it is told to forget it.
+            // NIXL, for one, goes on refusing a peer that it has lost until it is told to forget it.
             agents.forget(&peer.agent);
         }
-        agents.load(&peer.agent, &peer.metadata)?;
+        agents.load(&peer)?;
         self.links.insert(link, Link { peer, broken: None, gone: false, prompt: 0 });
         Ok(())
     }
@@ -212,7 +202,7 @@ impl<R: Report> Worker<R> {
         }
         match (&self.agents, &self.ended) {
             (Some(agents), _) => Ends { own: agents.regions(), peer: &link.peer.regions }.check(&job.spans),
-            (None, e) => Err(e.clone().unwrap_or_else(|| Error::new(Status::Internal, "nixl: no agents"))),
+            (None, e) => Err(e.clone().unwrap_or_else(|| Error::new(Status::Internal, format!("{}: no agents", A::NAME)))),
         }
     }
 
@@ -235,7 +225,8 @@ impl<R: Report> Worker<R> {
         self.turns.retain(|t| *t != id);
         for f in self.flights.iter_mut().filter(|f| f.job == Some(id)) {
             f.unwanted.get_or_insert_with(Instant::now);
-            if f.landing.is_some() {
+            let withdrawn = self.agents.as_mut().is_some_and(|a| a.withdraw(&mut f.request));
+            if f.landing.is_some() || withdrawn {
                 f.job = None;
             }
         }
