@@ -94,7 +94,8 @@ impl AgentConfig {
                 return Err(Error::new(Status::Address, text));
             }
             None => {
-                let text = format!("MoRI needs an IPv4 address of this machine, and {published} is none: set mori_host");
+                let text =
+                    format!("MoRI needs an IPv4 address of this machine, and {published} is none: set mori_host");
                 return Err(Error::new(Status::Address, text));
             }
         }

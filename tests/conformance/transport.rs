@@ -18,6 +18,8 @@ pub struct Transport {
     pub shareable: bool,
     /// The sink copies without the source's help.
     pub pulls: bool,
+    /// Name of threads that poll without a pause, or "-".
+    pub polls: &'static str,
     enable: fn(&mut AgentConfig, bool),
 }
 
@@ -65,18 +67,37 @@ impl Transport {
     }
 }
 
-pub const SHM: Transport =
-    Transport { label: "shm", name: "host/shm", shareable: true, pulls: true, enable: |c, on| c.host.shm = on };
-pub const CMA: Transport =
-    Transport { label: "cma", name: "host/cma", shareable: false, pulls: true, enable: |c, on| c.host.cma = on };
-pub const TCP: Transport =
-    Transport { label: "tcp", name: "host/tcp", shareable: false, pulls: false, enable: |c, on| c.host.tcp = on };
+pub const SHM: Transport = Transport {
+    label: "shm",
+    name: "host/shm",
+    shareable: true,
+    pulls: true,
+    polls: "-",
+    enable: |c, on| c.host.shm = on,
+};
+pub const CMA: Transport = Transport {
+    label: "cma",
+    name: "host/cma",
+    shareable: false,
+    pulls: true,
+    polls: "-",
+    enable: |c, on| c.host.cma = on,
+};
+pub const TCP: Transport = Transport {
+    label: "tcp",
+    name: "host/tcp",
+    shareable: false,
+    pulls: false,
+    polls: "-",
+    enable: |c, on| c.host.tcp = on,
+};
 /// What UCX chooses on one host: copies across processes, and TCP beside them.
 pub const NIXL_UCX: Transport = Transport {
     label: "nixl-ucx",
     name: "nixl/ucx",
     shareable: false,
     pulls: true,
+    polls: "-",
     enable: |c, on| c.nixl = on.then(|| ucx("")),
 };
 /// What UCX does between hosts without special cards.
@@ -85,6 +106,7 @@ pub const NIXL_UCX_TCP: Transport = Transport {
     name: "nixl/ucx",
     shareable: false,
     pulls: true,
+    polls: "-",
     enable: |c, on| c.nixl = on.then(|| ucx("TLS=tcp")),
 };
 
@@ -94,6 +116,7 @@ pub const MORI_RDMA: Transport = Transport {
     name: "mori/rdma",
     shareable: false,
     pulls: true,
+    polls: "mori",
     enable: |c, on| c.mori = on.then(|| mori(1)),
 };
 pub const MORI_RDMA_4: Transport = Transport {
@@ -101,6 +124,7 @@ pub const MORI_RDMA_4: Transport = Transport {
     name: "mori/rdma",
     shareable: false,
     pulls: true,
+    polls: "mori",
     enable: |c, on| c.mori = on.then(|| mori(4)),
 };
 

@@ -55,7 +55,8 @@ fn named(path: &Path) -> Result<PathBuf> {
 
 /// Where an installation has it: in the directory `kvlink` beside libkvlink, or beside it.
 fn beside(own: Option<&Path>) -> Result<PathBuf> {
-    let dir = own.and_then(Path::parent).map(|d| d.canonicalize().unwrap_or_else(|_| d.to_path_buf())).unwrap_or_default();
+    let dir =
+        own.and_then(Path::parent).map(|d| d.canonicalize().unwrap_or_else(|_| d.to_path_buf())).unwrap_or_default();
     let places = [dir.join("kvlink").join(FILE), dir.join(FILE)];
     places.iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
         let [first, second] = places.map(|p| p.display().to_string());

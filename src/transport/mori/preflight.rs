@@ -126,7 +126,8 @@ mod tests {
     fn every_end_says_what_was_going_on() {
         let long = Duration::from_secs(60);
         assert_eq!(ran("echo 'checking: x'; echo 'refused: no card'", long), "no card");
-        let aborted = ran("echo 'ended: aborted while starting MoRI'; echo 'x' >&2; echo 'Assertion y' >&2; exit 1", long);
+        let aborted =
+            ran("echo 'ended: aborted while starting MoRI'; echo 'x' >&2; echo 'Assertion y' >&2; exit 1", long);
         assert_eq!(aborted, "MoRI aborted while starting MoRI in kvlink-mori-check; it wrote: Assertion y");
         let killed = ran("echo 'checking: the devices'; kill -9 $$", long);
         assert!(killed.contains("signal: 9") && killed.contains("the devices"), "{killed}");

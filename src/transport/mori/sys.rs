@@ -125,7 +125,11 @@ impl Library {
 /// Null or a C string.
 unsafe fn text(at: *const c_char) -> String {
     // SAFETY: not null here.
-    if at.is_null() { "no reason was given".into() } else { unsafe { CStr::from_ptr(at) }.to_string_lossy().into_owned() }
+    if at.is_null() {
+        "no reason was given".into()
+    } else {
+        unsafe { CStr::from_ptr(at) }.to_string_lossy().into_owned()
+    }
 }
 
 /// Text without zero bytes: names are ours, options were checked.

@@ -9,8 +9,8 @@ mod offer;
 mod options;
 mod sys;
 
-use super::vendor::{Vendor, batch};
 pub use super::vendor::Landing;
+use super::vendor::{Vendor, batch};
 pub use options::NixlOptions;
 
 /// The NIXL transport.

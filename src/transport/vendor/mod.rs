@@ -293,11 +293,8 @@ impl<A: Agents> Transport for Vendor<A> {
         let ids: Vec<JobId> = self.jobs.iter().filter(|(_, since)| lost(since)).map(|(id, _)| *id).collect();
         for id in ids {
             self.jobs.remove(&id);
-            let error = if gone {
-                Error::new(Status::Quarantined, stopped::<A>().message())
-            } else {
-                stuck::<A>(longest)
-            };
+            let error =
+                if gone { Error::new(Status::Quarantined, stopped::<A>().message()) } else { stuck::<A>(longest) };
             done.push(Done { id, result: Err(error), bytes: 0, held: false, spans: Vec::new() });
         }
         false

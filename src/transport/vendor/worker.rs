@@ -202,7 +202,9 @@ impl<A: Agents, R: Report> Worker<A, R> {
         }
         match (&self.agents, &self.ended) {
             (Some(agents), _) => Ends { own: agents.regions(), peer: &link.peer.regions }.check(&job.spans),
-            (None, e) => Err(e.clone().unwrap_or_else(|| Error::new(Status::Internal, format!("{}: no agents", A::NAME)))),
+            (None, e) => {
+                Err(e.clone().unwrap_or_else(|| Error::new(Status::Internal, format!("{}: no agents", A::NAME))))
+            }
         }
     }
 

@@ -12,7 +12,8 @@ impl<A: Agents, R: Report> Worker<A, R> {
     pub(super) fn replace_if_due(&mut self) {
         let patience = self.patience;
         let now = Instant::now();
-        let stuck = |f: &Flight<A>| f.failed || f.unwanted.is_some_and(|t| now.saturating_duration_since(t) >= patience);
+        let stuck =
+            |f: &Flight<A>| f.failed || f.unwanted.is_some_and(|t| now.saturating_duration_since(t) >= patience);
         let matters = |f: &&Flight<A>| f.landing.is_none();
         if self.replacing.is_none() && self.flights.iter().filter(matters).any(stuck) {
             self.replacing = Some(now);
