@@ -1063,8 +1063,8 @@ typedef struct kvlink_agent_config_t {
      */
     const char *leader;
     /**
-     * Transport that must be in effect ("host", "host/shm", "host/cma", "host/tcp", "nixl", "nixl/ucx"): a handshake that
-     * would get another one fails. NULL: the best that works.
+     * Transport that must be in effect ("host", "host/shm", "host/cma", "host/tcp", "nixl", "nixl/ucx", "mori",
+     * "mori/rdma"): a handshake that would get another one fails. NULL: the best that works.
      */
     const char *require_transport;
     /**
@@ -1138,6 +1138,49 @@ typedef struct kvlink_agent_config_t {
      * always in the blocks, 2 never.
      */
     uint32_t nixl_landing;
+    /**
+     * Backend of MoRI-IO ("rdma", "xgmi"). MoRI is loaded where this or another mori field is set, or require_transport begins
+     * with "mori"; if it cannot be used then, there is no agent. NULL: "rdma".
+     */
+    const char *mori_backend;
+    /**
+     * libkvlink_mori.so, or the directory that it is in; NULL: looked for beside libkvlink.so.
+     */
+    const char *mori_library;
+    /**
+     * IPv4 address of this machine for MoRI's control port, which peers have to reach; NULL: the one that others reach the
+     * agent at.
+     */
+    const char *mori_host;
+    /**
+     * Names of RDMA devices, separated by commas, or "^" and those to leave out; NULL: all.
+     */
+    const char *mori_devices;
+    /**
+     * MoRI's control port; 0: any.
+     */
+    uint32_t mori_port;
+    /**
+     * Queue pairs that a transfer of MoRI's is spread over; 0: 1.
+     */
+    uint32_t mori_qp_per_transfer;
+    /**
+     * Work requests that MoRI posts at once; 0: its choice.
+     */
+    uint32_t mori_post_batch_size;
+    /**
+     * Threads of MoRI's that post; 0: 1.
+     */
+    uint32_t mori_num_workers;
+    /**
+     * How MoRI notices completions: 0 by polling, 1 by events.
+     */
+    uint32_t mori_poll_mode;
+    /**
+     * Milliseconds that a read of MoRI's which is no longer wanted may go on, 0: 3000. Then the MoRI engine that runs it is
+     * replaced.
+     */
+    uint32_t mori_patience_ms;
 } kvlink_agent_config_t;
 
 /**

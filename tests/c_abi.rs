@@ -248,7 +248,8 @@ structs! {
         struct_size, rank, ranks, allow_remote, instance, listen, advertise, leader, require_transport, host_disable,
         heartbeat_ms, heartbeat_misses, handshake_timeout_ms, transfer_timeout_ms, lease_ms, max_transfers, max_offers,
         max_accepts, max_peers, max_events, join_timeout_ms, nixl_backend, nixl_params, nixl_library, nixl_patience_ms,
-        nixl_landing,
+        nixl_landing, mori_backend, mori_library, mori_host, mori_devices, mori_port, mori_qp_per_transfer,
+        mori_post_batch_size, mori_num_workers, mori_poll_mode, mori_patience_ms,
     }
     kvlink_statistics_t { struct_size, reserved, bytes, spans, transfers, failures }
     kvlink_offer_t { struct_size, lease_ms, request, blocks, num_blocks, tokens, user_data }

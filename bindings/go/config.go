@@ -17,7 +17,7 @@ type Config struct {
 	Listen           string        // "host:port"; "": a free port of 127.0.0.1
 	Advertise        string        // address that others shall use; "": the one that is listened on
 	Leader           string        // address of rank 0; required on every other rank
-	RequireTransport string        // "host", "host/shm", "host/cma", "host/tcp"; "": the best that works
+	RequireTransport string        // "host", "host/shm", "nixl", "mori", ...; "": the best that works
 	HostDisable      HostWay       // ways that must not be used
 	Heartbeat        time.Duration // silence after which a peer is asked for a sign of life; 0: 1 s
 	HeartbeatMisses  uint32        // after which it is dead; 0: 3
@@ -35,6 +35,17 @@ type Config struct {
 	NIXLLibrary      string        // libnixl_capi.so, or where Python packages are; "": looked for
 	NIXLPatience     time.Duration // for reads that are no longer wanted; 0: 3 s
 	NIXLLanding      uint32        // where NIXL's reads land: 0 as they are, 1 in the blocks, 2 never there
+
+	MoRIBackend       string        // "rdma", "xgmi"; "": "rdma"; see kvlink_agent_config_t for when MoRI is loaded
+	MoRILibrary       string        // libkvlink_mori.so, or the directory that it is in; "": looked for
+	MoRIHost          string        // IPv4 address for MoRI's control port; "": the one that others reach the agent at
+	MoRIDevices       string        // names of RDMA devices, separated by commas; "": all
+	MoRIPort          uint32        // MoRI's control port; 0: any
+	MoRIQPPerTransfer uint32        // queue pairs that a transfer is spread over; 0: 1
+	MoRIPostBatchSize uint32        // work requests that are posted at once; 0: MoRI's choice
+	MoRINumWorkers    uint32        // threads that post; 0: 1
+	MoRIPollMode      uint32        // how completions are noticed: 0 by polling, 1 by events
+	MoRIPatience      time.Duration // for reads that are no longer wanted; 0: 3 s
 }
 
 func (p *pins) config(c *Config) *C.kvlink_agent_config_t {
@@ -65,5 +76,15 @@ func (p *pins) config(c *Config) *C.kvlink_agent_config_t {
 		nixl_library:         p.text("nixl_library", c.NIXLLibrary),
 		nixl_patience_ms:     p.millis("NIXL patience", c.NIXLPatience),
 		nixl_landing:         C.uint32_t(c.NIXLLanding),
+		mori_backend:         p.text("mori_backend", c.MoRIBackend),
+		mori_library:         p.text("mori_library", c.MoRILibrary),
+		mori_host:            p.text("mori_host", c.MoRIHost),
+		mori_devices:         p.text("mori_devices", c.MoRIDevices),
+		mori_port:            C.uint32_t(c.MoRIPort),
+		mori_qp_per_transfer: C.uint32_t(c.MoRIQPPerTransfer),
+		mori_post_batch_size: C.uint32_t(c.MoRIPostBatchSize),
+		mori_num_workers:     C.uint32_t(c.MoRINumWorkers),
+		mori_poll_mode:       C.uint32_t(c.MoRIPollMode),
+		mori_patience_ms:     p.millis("MoRI patience", c.MoRIPatience),
 	}
 }

@@ -95,6 +95,16 @@ struct AgentConfig {
     std::string nixl_library;
     std::uint32_t nixl_patience_ms = 0;
     std::uint32_t nixl_landing = 0;
+    std::string mori_backend;
+    std::string mori_library;
+    std::string mori_host;
+    std::string mori_devices;
+    std::uint32_t mori_port = 0;
+    std::uint32_t mori_qp_per_transfer = 0;
+    std::uint32_t mori_post_batch_size = 0;
+    std::uint32_t mori_num_workers = 0;
+    std::uint32_t mori_poll_mode = 0;
+    std::uint32_t mori_patience_ms = 0;
 };
 
 /* A kvlink_router_t: an instance as a router shall know it. */
@@ -445,6 +455,16 @@ inline Result<Agent> Agent::create(const AgentConfig& config, const Layout& layo
     c.nixl_library = detail::optional_text(config.nixl_library);
     c.nixl_patience_ms = config.nixl_patience_ms;
     c.nixl_landing = config.nixl_landing;
+    c.mori_backend = detail::optional_text(config.mori_backend);
+    c.mori_library = detail::optional_text(config.mori_library);
+    c.mori_host = detail::optional_text(config.mori_host);
+    c.mori_devices = detail::optional_text(config.mori_devices);
+    c.mori_port = config.mori_port;
+    c.mori_qp_per_transfer = config.mori_qp_per_transfer;
+    c.mori_post_batch_size = config.mori_post_batch_size;
+    c.mori_num_workers = config.mori_num_workers;
+    c.mori_poll_mode = config.mori_poll_mode;
+    c.mori_patience_ms = config.mori_patience_ms;
     kvlink_agent_t* agent = nullptr;
     const kvlink_status_t status = ::kvlink_agent_create(&c, layout.c_handle(), &agent);
     return detail::result(status, Agent(agent));

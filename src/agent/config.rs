@@ -3,7 +3,9 @@
 use crate::error::{Error, Result, Status};
 use crate::proto;
 use crate::transport::host::HostOptions;
+use crate::transport::mori::MoriOptions;
 use crate::transport::nixl::NixlOptions;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Which transport must be in effect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,7 +13,7 @@ pub enum Require {
     /// The best that works.
     #[default]
     Any,
-    /// One whose report begins with this text ("host/shm", "host", "nixl/ucx"): a handshake that would get another one fails.
+    /// One whose report begins with this text ("host/shm", "host", "nixl/ucx", "mori/rdma"): a handshake that would get another one fails.
     Named(String),
 }
 
@@ -39,6 +41,9 @@ pub struct AgentConfig {
     /// Options of the NIXL transport; `None`: NIXL is only loaded, with the defaults, if it is required. If it is asked for
     /// and cannot be loaded, there is no agent.
     pub nixl: Option<NixlOptions>,
+    /// Options of the MoRI transport; `None`: MoRI is only loaded, with the defaults, if it is required. If it is asked for and
+    /// cannot be used, there is no agent.
+    pub mori: Option<MoriOptions>,
     /// Times and limits of the protocol.
     pub endpoint: proto::Config,
     /// Events that may wait; beyond it, peers that send notifications are cut off.
@@ -59,6 +64,7 @@ impl AgentConfig {
             require: Require::Any,
             host: HostOptions::default(),
             nixl: None,
+            mori: None,
             endpoint: proto::Config::default(),
             max_events: 1 << 16,
         }
@@ -66,9 +72,38 @@ impl AgentConfig {
 
     /// How NIXL is wanted, if it is. Left alone, UCX listens on every network card.
     pub(super) fn nixl_options(&self) -> Option<NixlOptions> {
-        let required = matches!(&self.require, Require::Named(n) if n == "nixl" || n.starts_with("nixl/"));
-        let options = self.nixl.clone().or_else(|| required.then(NixlOptions::default))?;
+        let options = self.nixl.clone().or_else(|| self.requires("nixl").then(NixlOptions::default))?;
         Some(if self.allow_remote { options } else { options.on_loopback() })
+    }
+
+    /// How MoRI is wanted, if it is, for regions of so many bytes. Its control port is where others reach the agent.
+    pub(super) fn mori_options(&self, published: &str, bytes: u64) -> Result<Option<MoriOptions>> {
+        let Some(mut options) = self.mori.clone().or_else(|| self.requires("mori").then(MoriOptions::default)) else {
+            return Ok(None);
+        };
+        options.expected = bytes;
+        let host = options.host.or_else(|| match published.parse::<SocketAddr>().ok()?.ip() {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        });
+        let host = if self.allow_remote { host } else { Some(options.host.unwrap_or(Ipv4Addr::LOCALHOST)) };
+        match host {
+            Some(h) if h.is_loopback() || self.allow_remote => options.host = Some(h),
+            Some(h) => {
+                let text = format!("mori_host {h} is not a loopback address: set allow_remote to listen there");
+                return Err(Error::new(Status::Address, text));
+            }
+            None => {
+                let text =
+                    format!("MoRI needs an IPv4 address of this machine, and {published} is none: set mori_host");
+                return Err(Error::new(Status::Address, text));
+            }
+        }
+        Ok(Some(options))
+    }
+
+    fn requires(&self, transport: &str) -> bool {
+        matches!(&self.require, Require::Named(n) if n.split('/').next() == Some(transport))
     }
 
     pub(super) fn check(&self) -> Result<()> {

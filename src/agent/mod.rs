@@ -147,7 +147,8 @@ impl Agent {
         let system = |what: &str, e: rustix::io::Errno| Error::new(Status::System, format!("{what}: {e}"));
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| system("eventfd", e))?;
         let poller = Arc::new(Poller::new()?);
-        let transports = transports::Transports::new(&config, &poller)?;
+        let bytes = layout.regions().iter().map(|r| r.len).sum();
+        let transports = transports::Transports::new(&config, &poller, &address, bytes)?;
         let shared = Arc::new(Shared {
             endpoint: Mutex::new(Endpoint::new(config.endpoint.clone(), me, layout.clone())),
             queue: EventQueue::new()?,

@@ -6,6 +6,7 @@ use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use crate::proto::{ConnId, LinkInfo};
 use crate::transport::host::Host;
+use crate::transport::mori::Mori;
 use crate::transport::nixl::Nixl;
 use crate::transport::{Done, Job, JobId, Link, LinkId, Poller, Ready, Transport};
 use std::collections::HashMap;
@@ -24,12 +25,17 @@ pub(super) struct Transports {
 }
 
 impl Transports {
-    pub fn new(config: &AgentConfig, poller: &Arc<Poller>) -> Result<Transports> {
+    /// For an agent at this address, with regions of so many bytes.
+    pub fn new(config: &AgentConfig, poller: &Arc<Poller>, published: &str, bytes: u64) -> Result<Transports> {
         let host = Host::new(poller.clone(), 0..KEYS_PER_TRANSPORT, config.host.clone())?;
         let mut list: Vec<Box<dyn Transport>> = vec![Box::new(host)];
         if let Some(options) = config.nixl_options() {
             let key = list.len() as u64 * KEYS_PER_TRANSPORT;
             list.push(Box::new(Nixl::new(poller.clone(), key, options)?));
+        }
+        if let Some(options) = config.mori_options(published, bytes)? {
+            let key = list.len() as u64 * KEYS_PER_TRANSPORT;
+            list.push(Box::new(Mori::new(poller.clone(), key, options)?));
         }
         if let Require::Named(name) = &config.require {
             let base = name.split('/').next().unwrap_or(name);

@@ -4,8 +4,10 @@ use super::decode::{Sized32, flag, optional_string, string, unknown};
 use super::types::sized;
 use crate::agent::{AgentConfig, Require};
 use crate::error::{Error, Result, Status};
+use crate::transport::mori::{Backend, MoriOptions, PollMode};
 use crate::transport::nixl::{Landing, NixlOptions};
 use std::ffi::c_char;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// Configuration of an agent; zero means default everywhere. No environment variable is read.
@@ -28,8 +30,8 @@ pub struct kvlink_agent_config_t {
     pub advertise: *const c_char,
     /// Address of rank 0 (kvlink_agent_address there); required on every other rank.
     pub leader: *const c_char,
-    /// Transport that must be in effect ("host", "host/shm", "host/cma", "host/tcp", "nixl", "nixl/ucx"): a handshake that
-    /// would get another one fails. NULL: the best that works.
+    /// Transport that must be in effect ("host", "host/shm", "host/cma", "host/tcp", "nixl", "nixl/ucx", "mori",
+    /// "mori/rdma"): a handshake that would get another one fails. NULL: the best that works.
     pub require_transport: *const c_char,
     /// Ways of the host transport that must not be used: bit 0 shared memory, bit 1 cross-process copies, bit 2 TCP.
     pub host_disable: u32,
@@ -68,6 +70,29 @@ pub struct kvlink_agent_config_t {
     /// Where NIXL's reads land: 0 in the blocks where they complete while they are posted, else in memory of kvlink's own, 1
     /// always in the blocks, 2 never.
     pub nixl_landing: u32,
+    /// Backend of MoRI-IO ("rdma", "xgmi"). MoRI is loaded where this or another mori field is set, or require_transport begins
+    /// with "mori"; if it cannot be used then, there is no agent. NULL: "rdma".
+    pub mori_backend: *const c_char,
+    /// libkvlink_mori.so, or the directory that it is in; NULL: looked for beside libkvlink.so.
+    pub mori_library: *const c_char,
+    /// IPv4 address of this machine for MoRI's control port, which peers have to reach; NULL: the one that others reach the
+    /// agent at.
+    pub mori_host: *const c_char,
+    /// Names of RDMA devices, separated by commas, or "^" and those to leave out; NULL: all.
+    pub mori_devices: *const c_char,
+    /// MoRI's control port; 0: any.
+    pub mori_port: u32,
+    /// Queue pairs that a transfer of MoRI's is spread over; 0: 1.
+    pub mori_qp_per_transfer: u32,
+    /// Work requests that MoRI posts at once; 0: its choice.
+    pub mori_post_batch_size: u32,
+    /// Threads of MoRI's that post; 0: 1.
+    pub mori_num_workers: u32,
+    /// How MoRI notices completions: 0 by polling, 1 by events.
+    pub mori_poll_mode: u32,
+    /// Milliseconds that a read of MoRI's which is no longer wanted may go on, 0: 3000. Then the MoRI engine that runs it is
+    /// replaced.
+    pub mori_patience_ms: u32,
 }
 
 sized!(kvlink_agent_config_t);
@@ -102,6 +127,8 @@ impl kvlink_agent_config_t {
         }
         // SAFETY: the caller's contract.
         c.nixl = unsafe { self.nixl() }?;
+        // SAFETY: the caller's contract.
+        c.mori = unsafe { self.mori() }?;
         c.host.shm = self.host_disable & 1 == 0;
         c.host.cma = self.host_disable & 2 == 0;
         c.host.tcp = self.host_disable & 4 == 0;
@@ -131,6 +158,7 @@ impl kvlink_agent_config_t {
         number(&mut c.max_events, self.max_events);
         Ok(c)
     }
+
     /// # Safety
     /// Strings as the header says.
     unsafe fn nixl(&self) -> Result<Option<NixlOptions>> {
@@ -170,5 +198,52 @@ impl kvlink_agent_config_t {
             || !self.nixl_params.is_null()
             || !self.nixl_library.is_null())
         .then_some(o))
+    }
+
+    /// # Safety
+    /// Strings as the header says.
+    unsafe fn mori(&self) -> Result<Option<MoriOptions>> {
+        // SAFETY: the caller's contract.
+        let (backend, library, host, devices) = unsafe {
+            (
+                optional_string(self.mori_backend, "mori_backend")?,
+                optional_string(self.mori_library, "mori_library")?,
+                optional_string(self.mori_host, "mori_host")?,
+                optional_string(self.mori_devices, "mori_devices")?,
+            )
+        };
+        let bad = |text: String| Err(Error::new(Status::InvalidArgument, text));
+        let mut o = MoriOptions { devices: devices.to_string(), ..MoriOptions::default() };
+        o.backend = match backend {
+            "" | "rdma" => Backend::Rdma,
+            "xgmi" => Backend::Xgmi,
+            other => return bad(format!("mori_backend: {other:?} is neither \"rdma\" nor \"xgmi\"")),
+        };
+        o.poll_mode = match self.mori_poll_mode {
+            0 => PollMode::Polling,
+            1 => PollMode::Event,
+            n => return Err(unknown("mori_poll_mode", n, "0..=1")),
+        };
+        if !library.is_empty() {
+            o.library = Some(library.into());
+        }
+        if !host.is_empty() {
+            match host.parse::<Ipv4Addr>() {
+                Ok(ip) => o.host = Some(ip),
+                Err(_) => return bad(format!("mori_host: {host:?} is not an IPv4 address, and MoRI knows no others")),
+            }
+        }
+        match u16::try_from(self.mori_port) {
+            Ok(port) => o.port = port,
+            Err(_) => return bad(format!("mori_port is {}, at most 65535 is allowed", self.mori_port)),
+        }
+        let number = |slot: &mut u32, n: u32| *slot = if n == 0 { *slot } else { n };
+        number(&mut o.qp_per_transfer, self.mori_qp_per_transfer);
+        number(&mut o.num_workers, self.mori_num_workers);
+        o.post_batch_size = (self.mori_post_batch_size != 0).then_some(self.mori_post_batch_size);
+        if self.mori_patience_ms != 0 {
+            o.patience = Duration::from_millis(u64::from(self.mori_patience_ms));
+        }
+        Ok((o != MoriOptions::default() || !self.mori_backend.is_null()).then_some(o))
     }
 }

@@ -11,8 +11,10 @@
 //!   have expanded the same request of the same plan, which a digest checks.
 
 pub mod host;
+pub mod mori;
 pub mod nixl;
 mod poller;
+pub mod vendor;
 
 pub use poller::{Interest, Poller, Ready};
 

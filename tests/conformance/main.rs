@@ -3,6 +3,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../mori/mod.rs"]
+mod mori;
 #[path = "../nixl/mod.rs"]
 mod nixl;
 
@@ -97,4 +99,6 @@ conformance! {
     tcp: crate::transport::TCP;
     nixl_ucx: crate::transport::NIXL_UCX;
     nixl_ucx_tcp: crate::transport::NIXL_UCX_TCP;
+    mori_rdma: crate::transport::MORI_RDMA;
+    mori_rdma_4: crate::transport::MORI_RDMA_4;
 }

@@ -7,6 +7,7 @@ use crate::rank::{PATIENCE, Rank, config};
 use crate::transport::Transport;
 use kvlink::error::Status;
 use kvlink::proto::{Direction, Event, EventKind, Id};
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -235,7 +236,9 @@ impl Inside {
             "idle" => {
                 let before = cpu();
                 std::thread::sleep(Duration::from_millis(number(1)));
-                (cpu() - before).as_micros().to_string()
+                let used = cpu().into_iter().filter(|(thread, _)| thread.1 != words[2]);
+                let used = used.map(|(thread, ticks)| ticks - before.get(&thread).copied().unwrap_or(0));
+                (used.sum::<u64>() * TICK_US).to_string()
             }
             "fds" => std::fs::read_dir("/proc/self/fd").unwrap().count().to_string(),
             "ping" => "pong".into(),
@@ -244,10 +247,18 @@ impl Inside {
     }
 }
 
-/// Processor time of this process.
-fn cpu() -> Duration {
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_SELF, &mut usage) }, 0);
-    let time = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000);
-    time(usage.ru_utime) + time(usage.ru_stime)
+/// `USER_HZ` is 100.
+const TICK_US: u64 = 10_000;
+
+/// Processor time of each thread of this process, by its number and name, in ticks.
+fn cpu() -> HashMap<(String, String), u64> {
+    let one = |task: std::fs::DirEntry| {
+        // The number of the thread, its name in brackets, and 11 fields before the time in user mode and in the kernel.
+        let stat = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        let (number, rest) = stat.split_once(" (")?;
+        let (name, rest) = rest.rsplit_once(") ")?;
+        let times = rest.split(' ').skip(11).take(2).map(|n| n.parse::<u64>().unwrap());
+        Some(((number.to_string(), name.to_string()), times.sum()))
+    };
+    std::fs::read_dir("/proc/self/task").unwrap().filter_map(|t| one(t.unwrap())).collect()
 }

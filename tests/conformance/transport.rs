@@ -2,6 +2,7 @@
 
 use kvlink::agent::{AgentConfig, Require};
 use kvlink::transport::host::{Host, HostOptions};
+use kvlink::transport::mori::{Mori, MoriOptions};
 use kvlink::transport::nixl::{Nixl, NixlOptions};
 use kvlink::transport::{Poller, Transport as Real};
 use std::sync::Arc;
@@ -17,13 +18,15 @@ pub struct Transport {
     pub shareable: bool,
     /// The sink copies without the source's help.
     pub pulls: bool,
+    /// Name of threads that poll without a pause, or "-".
+    pub polls: &'static str,
     enable: fn(&mut AgentConfig, bool),
 }
 
 impl Transport {
     /// Nothing but this transport.
     pub fn choose(self, config: &mut AgentConfig) {
-        let tcp = self.name.starts_with("nixl");
+        let tcp = !self.name.starts_with("host");
         config.host = HostOptions { shm: false, cma: false, tcp, ptracer_any: true, ..HostOptions::default() };
         (self.enable)(config, true);
         config.require = Require::Named(self.name.into());
@@ -42,7 +45,11 @@ impl Transport {
 
     /// It can be had on this machine.
     pub fn available(self) -> bool {
-        !self.name.starts_with("nixl") || crate::nixl::packages().is_some()
+        match self.name.split('/').next() {
+            Some("nixl") => crate::nixl::packages().is_some(),
+            Some("mori") => crate::mori::library().is_some(),
+            _ => true,
+        }
     }
 
     /// The transport itself, without an agent.
@@ -52,25 +59,45 @@ impl Transport {
         // It has one data connection only, and says so.
         config.host.streams = 1;
         let poller = Arc::new(Poller::new().unwrap());
-        match config.nixl {
-            Some(options) => Box::new(Nixl::new(poller, 0, options.on_loopback()).unwrap()),
-            None => Box::new(Host::new(poller, 0..8, config.host).unwrap()),
+        match (config.nixl, config.mori) {
+            (Some(options), _) => Box::new(Nixl::new(poller, 0, options.on_loopback()).unwrap()),
+            (_, Some(options)) => Box::new(Mori::new(poller, 0, options).unwrap()),
+            (None, None) => Box::new(Host::new(poller, 0..8, config.host).unwrap()),
         }
     }
 }
 
-pub const SHM: Transport =
-    Transport { label: "shm", name: "host/shm", shareable: true, pulls: true, enable: |c, on| c.host.shm = on };
-pub const CMA: Transport =
-    Transport { label: "cma", name: "host/cma", shareable: false, pulls: true, enable: |c, on| c.host.cma = on };
-pub const TCP: Transport =
-    Transport { label: "tcp", name: "host/tcp", shareable: false, pulls: false, enable: |c, on| c.host.tcp = on };
+pub const SHM: Transport = Transport {
+    label: "shm",
+    name: "host/shm",
+    shareable: true,
+    pulls: true,
+    polls: "-",
+    enable: |c, on| c.host.shm = on,
+};
+pub const CMA: Transport = Transport {
+    label: "cma",
+    name: "host/cma",
+    shareable: false,
+    pulls: true,
+    polls: "-",
+    enable: |c, on| c.host.cma = on,
+};
+pub const TCP: Transport = Transport {
+    label: "tcp",
+    name: "host/tcp",
+    shareable: false,
+    pulls: false,
+    polls: "-",
+    enable: |c, on| c.host.tcp = on,
+};
 /// What UCX chooses on one host: copies across processes, and TCP beside them.
 pub const NIXL_UCX: Transport = Transport {
     label: "nixl-ucx",
     name: "nixl/ucx",
     shareable: false,
     pulls: true,
+    polls: "-",
     enable: |c, on| c.nixl = on.then(|| ucx("")),
 };
 /// What UCX does between hosts without special cards.
@@ -79,10 +106,34 @@ pub const NIXL_UCX_TCP: Transport = Transport {
     name: "nixl/ucx",
     shareable: false,
     pulls: true,
+    polls: "-",
     enable: |c, on| c.nixl = on.then(|| ucx("TLS=tcp")),
 };
 
-const ALL: &[Transport] = &[SHM, CMA, TCP, NIXL_UCX, NIXL_UCX_TCP];
+/// MoRI's own binary over a stand-in for libibverbs.
+pub const MORI_RDMA: Transport = Transport {
+    label: "mori-rdma",
+    name: "mori/rdma",
+    shareable: false,
+    pulls: true,
+    polls: "mori",
+    enable: |c, on| c.mori = on.then(|| mori(1)),
+};
+pub const MORI_RDMA_4: Transport = Transport {
+    label: "mori-rdma-4",
+    name: "mori/rdma",
+    shareable: false,
+    pulls: true,
+    polls: "mori",
+    enable: |c, on| c.mori = on.then(|| mori(4)),
+};
+
+const ALL: &[Transport] = &[SHM, CMA, TCP, NIXL_UCX, NIXL_UCX_TCP, MORI_RDMA, MORI_RDMA_4];
+
+/// Transfers are spread over so many queue pairs.
+fn mori(qp_per_transfer: u32) -> MoriOptions {
+    MoriOptions { library: crate::mori::library(), qp_per_transfer, ..MoriOptions::default() }
+}
 
 fn ucx(engine: &str) -> NixlOptions {
     let parameters = match engine {

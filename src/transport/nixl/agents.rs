@@ -18,7 +18,7 @@ use std::ffi::{CStr, CString};
 const PROGRESS_DELAY_US: u64 = 10_000;
 
 /// Memory of ours that reads land in.
-pub(super) struct Slot {
+pub struct Slot {
     memory: SharedMemory,
 }
 
@@ -28,7 +28,7 @@ impl Slot {
     }
 }
 
-pub(super) struct Agents {
+pub struct Agents {
     library: &'static Library,
     options: NixlOptions,
     /// Random: no other process, and no other agent of this one, has had this name.
@@ -86,7 +86,7 @@ impl Agents {
     }
 
     /// The reader; an error where it could not be made again.
-    pub fn reader(&mut self) -> Result<&mut Agent> {
+    pub(super) fn reader(&mut self) -> Result<&mut Agent> {
         let text = "nixl: the agent that reads could not be replaced";
         self.reader.as_mut().ok_or_else(|| Error::new(Status::Backend, text))
     }

@@ -1,20 +1,9 @@
 //! Options of the NIXL transport.
 
 use crate::error::{Error, Result, Status};
+use crate::transport::vendor::Landing;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// Where NIXL puts what it reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Landing {
-    /// Straight into the blocks where reads turn out to complete while they are posted, otherwise like `Staged`.
-    #[default]
-    Auto,
-    /// Always straight into the blocks: nothing is copied twice, and a cancel lasts until NIXL has ended the read.
-    Direct,
-    /// Always into memory of kvlink's own, copied to the blocks when it is there: a cancel ends at once.
-    Staged,
-}
 
 /// How a [`Nixl`](super::Nixl) is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]

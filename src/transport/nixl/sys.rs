@@ -1,4 +1,4 @@
-//! Every unsafe operation of the NIXL transport: its C functions, found at run time, and copies out of staging memory.
+//! Every unsafe operation of the NIXL transport: its C functions, found at run time.
 //!
 //! The types carry the proof. A [`Library`] is never unloaded, so its functions stay. An [`Agent`] is used by one thread at
 //! a time (it is `Send`, not `Sync`, and its methods that touch transfers take `&mut self`). What NIXL writes to is only
@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::abi::{Config, DRAM, Handle, IN_PROGRESS, INVALID, OK, READ};
+pub(super) use crate::transport::vendor::{Piece, Range};
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -208,16 +209,6 @@ impl Drop for Owned {
     }
 }
 
-/// One descriptor of a read: bytes of ours, bytes of the peer's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
-    /// In memory that is registered with the agent.
-    pub local: usize,
-    /// In memory that the peer registered; only NIXL ever follows it.
-    pub remote: usize,
-    pub len: usize,
-}
-
 /// Where a transfer stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -236,7 +227,7 @@ fn state(call: &'static str, code: c_int) -> State {
 
 /// A transfer request of one agent; given back to it with [`Agent::release`].
 #[derive(Debug)]
-pub(super) struct Request {
+pub struct Request {
     raw: Handle,
 }
 
@@ -445,44 +436,4 @@ fn plugins(t: &Table, agent: Handle) -> Result<Vec<String>, Failure> {
         }
     };
     (0..n).map(one).collect()
-}
-
-/// Bytes of this process that stay mapped while the value is used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Range {
-    addr: usize,
-    len: usize,
-}
-
-impl Range {
-    /// Memory that the caller keeps mapped as long as it uses the value.
-    pub const fn new(addr: usize, len: usize) -> Range {
-        Range { addr, len }
-    }
-
-    pub fn addr(&self) -> usize {
-        self.addr
-    }
-
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// A part of it, if it lies inside.
-    pub fn part(&self, offset: u64, len: u64) -> Option<Range> {
-        let end = offset.checked_add(len)?;
-        (end <= self.len as u64).then(|| Range { addr: self.addr + offset as usize, len: len as usize })
-    }
-
-    /// Its first 8 bytes.
-    pub fn word(&self) -> Option<u64> {
-        // SAFETY: mapped, and long enough; it need not be aligned.
-        (self.len >= 8).then(|| unsafe { (self.addr as *const u64).read_unaligned() })
-    }
-
-    /// Copies as many bytes as both have.
-    pub fn copy_from(&self, source: Range) {
-        // SAFETY: both are mapped, and no longer than stated; `memmove` allows overlap.
-        unsafe { std::ptr::copy(source.addr as *const u8, self.addr as *mut u8, self.len.min(source.len)) };
-    }
 }

@@ -338,6 +338,16 @@ class kvlink_agent_config_t(ctypes.Structure):
         ("nixl_library", ctypes.c_char_p),
         ("nixl_patience_ms", ctypes.c_uint32),
         ("nixl_landing", ctypes.c_uint32),
+        ("mori_backend", ctypes.c_char_p),
+        ("mori_library", ctypes.c_char_p),
+        ("mori_host", ctypes.c_char_p),
+        ("mori_devices", ctypes.c_char_p),
+        ("mori_port", ctypes.c_uint32),
+        ("mori_qp_per_transfer", ctypes.c_uint32),
+        ("mori_post_batch_size", ctypes.c_uint32),
+        ("mori_num_workers", ctypes.c_uint32),
+        ("mori_poll_mode", ctypes.c_uint32),
+        ("mori_patience_ms", ctypes.c_uint32),
     ]
 
 

@@ -75,6 +75,16 @@ class Agent:
         nixl_library: str | None = None,
         nixl_patience: float | None = None,
         nixl_landing: int = 0,
+        mori_backend: str | None = None,
+        mori_library: str | None = None,
+        mori_host: str | None = None,
+        mori_devices: str | None = None,
+        mori_port: int = 0,
+        mori_qp_per_transfer: int = 0,
+        mori_post_batch_size: int = 0,
+        mori_num_workers: int = 0,
+        mori_poll_mode: int = 0,
+        mori_patience: float | None = None,
     ) -> None:
         """Starts an agent for a rank with this layout.
 
@@ -92,6 +102,10 @@ class Agent:
             "nixl_backend": nixl_backend,
             "nixl_params": params,
             "nixl_library": nixl_library,
+            "mori_backend": mori_backend,
+            "mori_library": mori_library,
+            "mori_host": mori_host,
+            "mori_devices": mori_devices,
         }
         for name, text in {"instance": instance, **texts}.items():
             if text is not None:
@@ -104,7 +118,14 @@ class Agent:
             "max_events": max_events,
             "nixl_landing": nixl_landing,
         }
-        for name, number in {**numbers, **limits}.items():
+        mori = {
+            "mori_port": mori_port,
+            "mori_qp_per_transfer": mori_qp_per_transfer,
+            "mori_post_batch_size": mori_post_batch_size,
+            "mori_num_workers": mori_num_workers,
+            "mori_poll_mode": mori_poll_mode,
+        }
+        for name, number in {**numbers, **limits, **mori}.items():
             if not 0 <= number < 1 << 32:
                 raise InvalidArgument(f"{name} is {number}")
             setattr(config, name, number)
@@ -114,6 +135,7 @@ class Agent:
         config.transfer_timeout_ms = milliseconds("transfer_timeout", transfer_timeout)
         config.lease_ms = milliseconds("lease", lease)
         config.nixl_patience_ms = milliseconds("nixl_patience", nixl_patience)
+        config.mori_patience_ms = milliseconds("mori_patience", mori_patience)
         config.allow_remote = allow_remote
         for way in disable:
             if way not in _DISABLE:

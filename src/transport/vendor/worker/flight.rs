@@ -1,11 +1,9 @@
 //! Reads: posted in turn, looked at until they end, landed.
 
-use super::{Peer, Report, Worker};
+use super::{Report, Worker};
 use crate::error::{Error, Result, Status};
-use crate::transport::nixl::agents::Slot;
-use crate::transport::nixl::batch::{self, BATCH_BYTES, Batch, Cursor, Ends, Place};
-use crate::transport::nixl::options::Landing;
-use crate::transport::nixl::sys::{Failure, Piece, Request, State};
+use crate::transport::vendor::batch::{self, BATCH_BYTES, Batch, Cursor, Ends, Place};
+use crate::transport::vendor::{Agents, Landing, Peer, Piece, State, Unread};
 use crate::transport::{JobId, LinkId};
 use crate::wire::{BOARD_REGION, LeaseMark};
 use std::time::Instant;
@@ -19,33 +17,34 @@ pub(super) const PROVEN: i32 = 8;
 const WORD: usize = 8;
 
 /// A read that was posted.
-pub(super) struct Flight {
-    pub request: Request,
+pub(super) struct Flight<A: Agents> {
+    pub request: A::Request,
     pub link: LinkId,
     /// `None`: nobody waits for it, and it writes to nobody's memory.
     pub job: Option<JobId>,
     pub from: Cursor,
     pub end: Cursor,
     pub bytes: u64,
-    pub landing: Option<(Slot, Vec<Place>)>,
+    pub landing: Option<(A::Slot, Vec<Place>)>,
     /// It reads the word of a mark, not data.
     pub mark: Option<LeaseMark>,
-    /// NIXL says that it failed, which does not prove that nothing of it writes any more.
+    /// The library says that it failed, which does not prove that nothing of it writes any more.
     pub failed: bool,
     /// When its job failed.
     pub unwanted: Option<Instant>,
 }
 
-/// NIXL does not tell the reasons apart.
-fn unreadable(peer: &Peer, e: Failure) -> Error {
+/// Libraries hardly tell the reasons apart.
+fn unreadable<A: Agents>(peer: &Peer, e: &str) -> Error {
     let text = format!(
-        "nixl: reading from agent {}: {e}: its process has ended, its memory was taken away, or the network between failed",
+        "{}: reading from agent {}: {e}: its process has ended, its memory was taken away, or the network between failed",
+        A::NAME,
         peer.agent.to_string_lossy()
     );
     Error::new(Status::Incarnation, text)
 }
 
-impl<R: Report> Worker<R> {
+impl<A: Agents, R: Report> Worker<A, R> {
     /// Gives every job a turn while there is room; returns whether anything was posted.
     pub(super) fn post(&mut self) -> bool {
         if self.replacing.is_some() {
@@ -79,7 +78,7 @@ impl<R: Report> Worker<R> {
         let Some((from, to)) = running.todo.pop_front() else { return Ok(false) };
         let job = &running.job;
         let Some(link) = self.links.get_mut(&job.link) else { return Ok(false) };
-        let straight = match self.options.landing {
+        let straight = match self.landing {
             Landing::Direct => true,
             Landing::Staged => false,
             Landing::Auto => link.prompt >= PROVEN && !job.staged,
@@ -88,7 +87,7 @@ impl<R: Report> Worker<R> {
         let ends = Ends { own: agents.regions(), peer: &link.peer.regions };
         let made = match &slot {
             None => batch::direct(&job.spans, from, to, ends, most),
-            Some(slot) => batch::staged(&job.spans, from, to, ends, slot.range(), job.staged),
+            Some(slot) => batch::staged(&job.spans, from, to, ends, A::range(slot), job.staged),
         };
         let batch = match made {
             Ok(b) if b.bytes > 0 => b,
@@ -111,23 +110,26 @@ impl<R: Report> Worker<R> {
         id: JobId,
         from: Cursor,
         batch: Batch,
-        slot: Option<Slot>,
+        slot: Option<A::Slot>,
         mark: Option<LeaseMark>,
     ) -> Result<()> {
         let (Some(running), Some(agents)) = (self.jobs.get(&id), &mut self.agents) else { return Ok(()) };
         let link = running.job.link;
         let Some(to) = self.links.get_mut(&link) else { return Ok(()) };
-        let reader = agents.reader()?;
-        let request = match reader.read(&to.peer.agent, &batch.pieces) {
+        let mut request = match agents.read(&to.peer.agent, &batch.pieces) {
             Ok(request) => request,
             Err(e) => {
                 slot.into_iter().for_each(|s| agents.give_back(s));
-                let error = unreadable(&to.peer, e);
+                let e = match e {
+                    Unread::Here(e) => return Err(e),
+                    Unread::There(e) => e,
+                };
+                let error = unreadable::<A>(&to.peer, &e);
                 self.break_link(link, error);
                 return Ok(());
             }
         };
-        let state = reader.post(&request);
+        let state = agents.post(&mut request);
         to.prompt = match state {
             State::Complete => PROVEN.min(to.prompt + 1),
             State::Running | State::Failed(_) => (to.prompt - PROVEN).max(-8 * PROVEN),
@@ -161,7 +163,7 @@ impl<R: Report> Worker<R> {
         let Ok(remote) = ends.source(BOARD_REGION, mark.offset, WORD as u64) else { return false };
         let Ok(slot) = agents.slot() else { return false };
         let end = Cursor { span: r.job.spans.len(), within: 0 };
-        let pieces = vec![Piece { local: slot.range().addr(), remote, len: WORD }];
+        let pieces = vec![Piece { local: A::range(&slot).addr(), remote, len: WORD }];
         let word = Batch { pieces, places: Vec::new(), bytes: 0, end };
         self.launch(id, end, word, Some(slot), Some(mark)).is_ok()
     }
@@ -170,14 +172,12 @@ impl<R: Report> Worker<R> {
     pub(super) fn look(&mut self) -> bool {
         let before = self.flights.len();
         for at in (0..before).rev() {
-            let (Some(f), Some(agents)) = (self.flights.get(at), &mut self.agents) else { continue };
+            let (Some(f), Some(agents)) = (self.flights.get_mut(at), &mut self.agents) else { continue };
             if f.failed {
                 continue;
             }
-            if let Ok(reader) = agents.reader() {
-                let state = reader.state(&f.request);
-                self.settle(at, state);
-            }
+            let state = agents.state(&mut f.request);
+            self.settle(at, state);
         }
         self.flights.len() < before
     }
@@ -196,11 +196,11 @@ impl<R: Report> Worker<R> {
         let Some(agents) = &mut self.agents else { return };
         if let Some((slot, places)) = f.landing {
             if let (Some(mark), Some(r)) = (f.mark, f.job.and_then(|id| self.jobs.get_mut(&id))) {
-                r.held = slot.range().word() == Some(mark.word);
+                r.held = A::range(&slot).word() == Some(mark.word);
             }
             if f.job.is_some() {
                 for p in &places {
-                    if let Some(source) = slot.range().part(p.at, p.target.len() as u64) {
+                    if let Some(source) = A::range(&slot).part(p.at, p.target.len() as u64) {
                         p.target.copy_from(source);
                     }
                 }
@@ -217,20 +217,20 @@ impl<R: Report> Worker<R> {
     }
 
     /// The peer's memory cannot be read any more: nothing of this link can.
-    fn failed(&mut self, at: usize, e: Failure) {
-        let Some(f) = self.flights.get_mut(at) else { return };
+    fn failed(&mut self, at: usize, e: String) {
+        let (Some(f), Some(agents)) = (self.flights.get_mut(at), &mut self.agents) else { return };
         f.failed = true;
         let link = f.link;
-        if f.landing.is_some() {
+        if agents.withdraw(&mut f.request) || f.landing.is_some() {
             // Nobody's memory is at stake: what it lands in is not used again while this reader lives.
             let f = self.flights.swap_remove(at);
-            if let (Some(agents), Some((slot, _))) = (&mut self.agents, f.landing) {
+            if let Some((slot, _)) = f.landing {
                 agents.retire(slot);
-                agents.release(f.request);
             }
+            agents.release(f.request);
         }
         if let Some(l) = self.links.get(&link) {
-            let error = unreadable(&l.peer, e);
+            let error = unreadable::<A>(&l.peer, &e);
             self.break_link(link, error);
         }
         self.forget_links();

@@ -1,19 +1,16 @@
-//! What calls into NIXL: its own thread, since some calls copy before they return, others take long, and none may overlap.
-//! Where reads are known to be copied while they are posted, the reactor posts a job's first one itself, if nobody is at it:
-//! waking the thread takes longer than that.
+//! What calls into the library: a thread of its own, since some calls copy before they return, others take long, and none
+//! may overlap. Where reads are known to be copied while they are posted, the reactor posts some itself when nobody is at
+//! it: waking the thread takes longer than that (`desk.rs`).
 
 mod ending;
 mod flight;
 
-use super::agents::Agents;
 use super::batch::{Cursor, Ends};
-use super::options::{Landing, NixlOptions};
-use super::sys::Range;
+use super::{Agents, Landing, Peer, Range, VendorOptions};
 use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Job, JobId, LinkId};
 use flight::{Flight, PROVEN};
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ffi::CString;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -49,15 +46,6 @@ pub(super) enum Command {
         reason: Error,
         answer: Sender<Result<()>>,
     },
-}
-
-/// A peer's server.
-#[derive(Debug)]
-pub(super) struct Peer {
-    pub agent: CString,
-    pub metadata: Vec<u8>,
-    /// Address and length.
-    pub regions: HashMap<u32, (u64, u64)>,
 }
 
 struct Link {
@@ -96,14 +84,15 @@ pub(super) enum Next {
     Called,
 }
 
-pub(super) struct Worker<R> {
-    agents: Option<Agents>,
-    options: NixlOptions,
+pub(super) struct Worker<A: Agents, R> {
+    agents: Option<A>,
+    landing: Landing,
+    patience: Duration,
     links: BTreeMap<LinkId, Link>,
     jobs: BTreeMap<JobId, Running>,
     /// Jobs with something to post, in turn.
     turns: VecDeque<JobId>,
-    flights: Vec<Flight>,
+    flights: Vec<Flight<A>>,
     /// Since when the reader is to be replaced: nothing is posted until then.
     replacing: Option<Instant>,
     /// Why nothing can be done any more.
@@ -115,11 +104,12 @@ pub(super) struct Worker<R> {
     out: R,
 }
 
-impl<R: Report> Worker<R> {
-    pub fn new(agents: Agents, options: NixlOptions, out: R) -> Worker<R> {
+impl<A: Agents, R: Report> Worker<A, R> {
+    pub fn new(agents: A, options: &A::Options, out: R) -> Worker<A, R> {
         Worker {
             agents: Some(agents),
-            options,
+            landing: options.landing(),
+            patience: options.patience(),
             links: BTreeMap::new(),
             jobs: BTreeMap::new(),
             turns: VecDeque::new(),
@@ -154,24 +144,24 @@ impl<R: Report> Worker<R> {
         Next::After(pause)
     }
 
+    pub fn is_idle(&self) -> bool {
+        self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none()
+    }
+
     /// Bytes of jobs that wait for their turn.
     pub fn to_post(&self) -> u64 {
         let left = |r: &Running| r.bytes.saturating_sub(r.moved);
         self.turns.iter().filter_map(|id| self.jobs.get(id)).fold(0, |sum, r| sum.saturating_add(left(r)))
     }
 
-    pub fn is_idle(&self) -> bool {
-        self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none()
-    }
-
     /// Whether a job's reads will be copied straight into the blocks while they are posted.
     pub fn is_prompt(&self, job: &Job) -> bool {
-        let prompt = self.links.get(&job.link).is_some_and(|l| l.prompt >= PROVEN);
-        prompt && !job.staged && self.options.landing != Landing::Staged && self.replacing.is_none()
+        let prompt = A::SWIFT && self.links.get(&job.link).is_some_and(|l| l.prompt >= PROVEN);
+        prompt && !job.staged && self.landing != Landing::Staged && self.replacing.is_none()
     }
 
-    /// The reactor's turn: one read, of so many bytes at most, of a job that [`is_prompt`](Worker::is_prompt). Returns what has
-    /// ended.
+    /// The reactor's turn: one read, of so many bytes at most, of a job that [`is_prompt`](Worker::is_prompt). Returns what
+    /// has ended.
     pub fn post_in_hand(&mut self, most: u64) -> Vec<Done> {
         let prompt = |id: &JobId| self.jobs.get(id).is_some_and(|r| self.is_prompt(&r.job));
         let Some(at) = self.turns.iter().position(prompt) else { return Vec::new() };
@@ -213,25 +203,25 @@ impl<R: Report> Worker<R> {
         }
     }
 
-    fn agents(&mut self) -> Result<&mut Agents> {
+    fn agents(&mut self) -> Result<&mut A> {
         match (&mut self.agents, &self.ended) {
             (Some(a), _) => Ok(a),
             (None, Some(e)) => Err(e.clone()),
-            (None, None) => Err(Error::new(Status::Internal, "nixl: agents without an end")),
+            (None, None) => Err(Error::new(Status::Internal, format!("{}: agents without an end", A::NAME))),
         }
     }
 
     fn connect(&mut self, link: LinkId, peer: Peer) -> Result<()> {
         let same = |l: &Link| l.peer.agent == peer.agent;
         let spoilt = self.links.values().any(|l| same(l) && l.broken.is_some());
-        let in_use = |f: &Flight| self.links.get(&f.link).is_some_and(same);
+        let in_use = |f: &Flight<A>| self.links.get(&f.link).is_some_and(same);
         let in_use = self.links.values().any(|l| same(l) && l.broken.is_none()) || self.flights.iter().any(in_use);
         let agents = self.agents()?;
         if spoilt && !in_use {
-            // NIXL goes on refusing a peer that it has lost until it is told to forget it.
+            // NIXL, for one, goes on refusing a peer that it has lost until it is told to forget it.
             agents.forget(&peer.agent);
         }
-        agents.load(&peer.agent, &peer.metadata)?;
+        agents.load(&peer)?;
         self.links.insert(link, Link { peer, broken: None, gone: false, prompt: 0 });
         Ok(())
     }
@@ -259,7 +249,9 @@ impl<R: Report> Worker<R> {
         }
         match (&self.agents, &self.ended) {
             (Some(agents), _) => Ends { own: agents.regions(), peer: &link.peer.regions }.check(&job.spans),
-            (None, e) => Err(e.clone().unwrap_or_else(|| Error::new(Status::Internal, "nixl: no agents"))),
+            (None, e) => {
+                Err(e.clone().unwrap_or_else(|| Error::new(Status::Internal, format!("{}: no agents", A::NAME))))
+            }
         }
     }
 
@@ -282,7 +274,8 @@ impl<R: Report> Worker<R> {
         self.turns.retain(|t| *t != id);
         for f in self.flights.iter_mut().filter(|f| f.job == Some(id)) {
             f.unwanted.get_or_insert_with(Instant::now);
-            if f.landing.is_some() {
+            let withdrawn = self.agents.as_mut().is_some_and(|a| a.withdraw(&mut f.request));
+            if f.landing.is_some() || withdrawn {
                 f.job = None;
             }
         }

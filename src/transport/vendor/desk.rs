@@ -1,5 +1,6 @@
 //! Who drives the worker: its thread, and for what is done sooner than the thread would wake, the reactor.
 
+use super::Agents;
 use super::worker::{Command, Next, Report, Worker};
 use crate::error::{Error, Status};
 use crate::transport::{Done, Job};
@@ -9,9 +10,9 @@ use std::collections::VecDeque;
 /// Bytes that the reactor moves itself, in about 50 µs.
 const IN_HAND: u64 = 256 << 10;
 
-pub(super) struct Desk<R> {
-    /// `None` before it begins and after it has ended. Whoever holds it may be inside NIXL for long.
-    worker: Mutex<Option<Worker<R>>>,
+pub(super) struct Desk<A: Agents, R> {
+    /// `None` before it begins and after it has ended. Whoever holds it may be inside the library for long.
+    worker: Mutex<Option<Worker<A, R>>>,
     calls: Mutex<Calls>,
     called: Condvar,
 }
@@ -31,8 +32,8 @@ impl Calls {
     }
 }
 
-impl<R: Report> Desk<R> {
-    pub fn new() -> Desk<R> {
+impl<A: Agents, R: Report> Desk<A, R> {
+    pub fn new() -> Desk<A, R> {
         Desk { worker: Mutex::new(None), calls: Mutex::default(), called: Condvar::new() }
     }
 
@@ -72,7 +73,7 @@ impl<R: Report> Desk<R> {
         }
     }
 
-    fn work(&self, worker: &mut Worker<R>) -> Vec<Done> {
+    fn work(&self, worker: &mut Worker<A, R>) -> Vec<Done> {
         if worker.to_post() > IN_HAND {
             // The thread wakes meanwhile, and goes on.
             self.call(|c| c.more = true);
@@ -85,7 +86,7 @@ impl<R: Report> Desk<R> {
     }
 
     /// The thread: until the desk is closed.
-    pub fn serve(&self, worker: Worker<R>) {
+    pub fn serve(&self, worker: Worker<A, R>) {
         *self.worker.lock() = Some(worker);
         loop {
             let next = {

@@ -3,16 +3,18 @@
 use super::flight::Flight;
 use super::{Report, Running, SHORTEST, Worker};
 use crate::error::{Error, Result};
+use crate::transport::vendor::Agents;
 use crate::transport::{Done, JobId};
 use std::time::Instant;
 
-impl<R: Report> Worker<R> {
+impl<A: Agents, R: Report> Worker<A, R> {
     /// A reader whose reads cannot be proven to have ended is replaced, after the others had time to end.
     pub(super) fn replace_if_due(&mut self) {
-        let patience = self.options.patience;
+        let patience = self.patience;
         let now = Instant::now();
-        let stuck = |f: &Flight| f.failed || f.unwanted.is_some_and(|t| now.saturating_duration_since(t) >= patience);
-        let matters = |f: &&Flight| f.landing.is_none();
+        let stuck =
+            |f: &Flight<A>| f.failed || f.unwanted.is_some_and(|t| now.saturating_duration_since(t) >= patience);
+        let matters = |f: &&Flight<A>| f.landing.is_none();
         if self.replacing.is_none() && self.flights.iter().filter(matters).any(stuck) {
             self.replacing = Some(now);
         }
@@ -32,7 +34,7 @@ impl<R: Report> Worker<R> {
                 if l.broken.is_some() || l.gone {
                     continue;
                 }
-                let again = renewed.clone().and_then(|()| agents.load(&l.peer.agent, &l.peer.metadata));
+                let again = renewed.clone().and_then(|()| agents.load(&l.peer));
                 if let Err(e) = again {
                     l.broken = Some(e.within(format!("link {}", id.0)));
                 }
@@ -77,12 +79,12 @@ impl<R: Report> Worker<R> {
     }
 
     /// Ends everything: jobs, then, when nothing is under way or patience is at its end, both agents.
-    pub(in crate::transport::nixl) fn end(&mut self, reason: &Error) -> Result<()> {
+    pub(in crate::transport::vendor) fn end(&mut self, reason: &Error) -> Result<()> {
         let ids: Vec<JobId> = self.jobs.keys().copied().collect();
         for id in ids {
             self.fail(id, reason.clone());
         }
-        let deadline = Instant::now() + self.options.patience;
+        let deadline = Instant::now() + self.patience;
         while self.flights.iter().any(|f| !f.failed) && Instant::now() < deadline {
             if !self.look() {
                 std::thread::sleep(SHORTEST);

@@ -1,12 +1,12 @@
 //! Cutting a job into reads of a sensible size.
 
-use super::sys::{Piece, Range};
+use super::{Piece, Range};
 use crate::error::{Error, Result, Status};
 use crate::layout::Span;
 use std::collections::HashMap;
 
 /// Bytes of one read: what a cancelled read may still move, and what a link waits for before others have their turn.
-pub(super) const BATCH_BYTES: u64 = 1 << 20;
+pub const BATCH_BYTES: u64 = 1 << 20;
 /// Descriptors of one read.
 const BATCH_PIECES: usize = 512;
 /// Gaps between short runs up to which one read covers both.

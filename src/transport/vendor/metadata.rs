@@ -1,14 +1,13 @@
 //! What a peer needs to read from us, as bytes.
 //!
-//! Little-endian: magic u32, version u16, backend, agent name and NIXL's own metadata (each a u32 length and the bytes),
-//! region count u32, then per region: index u32, address u64, length u64.
+//! Little-endian: magic u32, version u16, backend, agent name and the library's own metadata (each a u32 length and the
+//! bytes), region count u32, then per region: index u32, address u64, length u64.
 
 use crate::error::{Error, Result, Status};
 use crate::layout::limit;
 use crate::wire::{Reader, Writer};
 use std::ffi::CString;
 
-const MAGIC: u32 = 0x4E4C_564B;
 const VERSION: u16 = 1;
 
 /// A region of the peer's.
@@ -29,9 +28,9 @@ pub(super) struct Metadata {
 }
 
 impl Metadata {
-    pub fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self, magic: u32) -> Vec<u8> {
         let mut w = Writer::new();
-        w.u32(MAGIC);
+        w.u32(magic);
         w.u16(VERSION);
         w.string(&self.backend);
         w.bytes(self.agent.as_bytes());
@@ -45,18 +44,19 @@ impl Metadata {
         w.finish()
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Metadata> {
-        let bad = |text: String| Error::new(Status::Protocol, format!("nixl metadata: {text}"));
+    /// From bytes of the transport of this name and magic.
+    pub fn decode(name: &str, ours: u32, bytes: &[u8]) -> Result<Metadata> {
+        let bad = |text: String| Error::new(Status::Protocol, format!("{name} metadata: {text}"));
         let mut r = Reader::new(bytes);
-        let (magic, version) = (r.u32("nixl magic")?, r.u16("nixl version")?);
-        if magic != MAGIC || version != VERSION {
-            return Err(bad(format!("magic {magic:#x} version {version}, expected {MAGIC:#x} version {VERSION}")));
+        let (magic, version) = (r.u32("metadata magic")?, r.u16("metadata version")?);
+        if magic != ours || version != VERSION {
+            return Err(bad(format!("magic {magic:#x} version {version}, expected {ours:#x} version {VERSION}")));
         }
-        let backend = r.string("nixl backend", 64)?;
-        let agent = r.bytes("nixl agent", 256)?.to_vec();
+        let backend = r.string("backend", 64)?;
+        let agent = r.bytes("agent", 256)?.to_vec();
         let agent = CString::new(agent).map_err(|_| bad("the agent's name contains a zero byte".into()))?;
-        let blob = r.bytes("nixl blob", bytes.len())?.to_vec();
-        let n = r.u32("nixl region count")?;
+        let blob = r.bytes("metadata blob", bytes.len())?.to_vec();
+        let n = r.u32("region count")?;
         if n as usize > limit::REGIONS {
             return Err(bad(format!("{n} regions, at most {}", limit::REGIONS)));
         }
@@ -71,7 +71,7 @@ impl Metadata {
             }
             regions.push(Region { index, addr, len });
         }
-        r.end("nixl metadata")?;
+        r.end("metadata")?;
         Ok(Metadata { backend, agent, blob, regions })
     }
 }
@@ -79,6 +79,12 @@ impl Metadata {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MAGIC: u32 = 0x4E4C_564B;
+
+    fn decode(bytes: &[u8]) -> Result<Metadata> {
+        Metadata::decode("nixl", MAGIC, bytes)
+    }
 
     fn metadata() -> Metadata {
         Metadata {
@@ -91,22 +97,22 @@ mod tests {
 
     #[test]
     fn decodes_what_it_encodes() {
-        assert_eq!(Metadata::decode(&metadata().encode()).unwrap(), metadata());
+        assert_eq!(decode(&metadata().encode(MAGIC)).unwrap(), metadata());
     }
 
     #[test]
     fn refuses_what_it_did_not_encode() {
-        let good = metadata().encode();
+        let good = metadata().encode(MAGIC);
         for end in 0..good.len() {
-            assert_eq!(Metadata::decode(&good[..end]).unwrap_err().status(), Status::Protocol);
+            assert_eq!(decode(&good[..end]).unwrap_err().status(), Status::Protocol);
         }
         let mut longer = good.clone();
         longer.push(0);
-        assert!(Metadata::decode(&longer).is_err());
+        assert!(decode(&longer).is_err());
         let mut m = metadata();
         m.regions[1].index = 0;
-        assert!(Metadata::decode(&m.encode()).unwrap_err().message().contains("twice"));
+        assert!(decode(&m.encode(MAGIC)).unwrap_err().message().contains("twice"));
         m.regions[1] = Region { index: 1, addr: u64::MAX, len: 2 };
-        assert!(Metadata::decode(&m.encode()).unwrap_err().message().contains("region 1"));
+        assert!(decode(&m.encode(MAGIC)).unwrap_err().message().contains("region 1"));
     }
 }

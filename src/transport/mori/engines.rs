@@ -1,0 +1,302 @@
+//! The two MoRI engines of a kvlink agent.
+//!
+//! An engine costs a thread that polls without a pause, so the one that reads is made for the first read. What connects it with
+//! a peer's memory is made for the first read, too, by a thread of its own: MoRI waits for the peer meanwhile.
+
+use super::library::{self, unavailable};
+use super::metadata::Blob;
+use super::options::{Backend, MoriOptions, PollMode};
+use super::request::{Ends, Request};
+use super::sys::{Config, Engine, Library, Session};
+use crate::error::{Error, Result, Status};
+use crate::transport::vendor::{Agents, Peer, Piece, Range, State, Unread};
+use crate::wire::BOARD_REGION;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::{CStr, CString};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A peer's engine, and its memories.
+struct Known {
+    blob: Blob,
+    /// Address and length.
+    regions: HashMap<u32, (u64, u64)>,
+}
+
+enum Connection {
+    Opening(JoinHandle<std::result::Result<Session, String>>),
+    Open(Session),
+    Failed(String),
+}
+
+struct Reader {
+    engine: Arc<Engine>,
+    /// The numbers of our regions.
+    numbers: HashMap<u32, u32>,
+    connections: HashMap<Ends, Connection>,
+}
+
+/// See the module's documentation.
+pub struct Engines {
+    library: &'static Library,
+    options: MoriOptions,
+    /// Random: no other process, and no other agent of this one, has had this name.
+    name: String,
+    server: Arc<Engine>,
+    reader: Option<Reader>,
+    /// Readers that there have been.
+    generation: u64,
+    regions: HashMap<u32, Range>,
+    blob: Blob,
+    peers: HashMap<CString, Known>,
+}
+
+fn backend(text: String) -> Error {
+    Error::new(Status::Backend, format!("mori: {text}"))
+}
+
+fn config(o: &MoriOptions, port: u16) -> Config {
+    Config {
+        host: o.host(),
+        port,
+        xgmi: o.backend == Backend::Xgmi,
+        qp_per_transfer: o.qp_per_transfer,
+        post_batch_size: o.post_batch_size.map_or(-1, |n| n as i32),
+        num_workers: o.num_workers,
+        poll_event: o.poll_mode == PollMode::Event,
+        devices: o.devices.clone(),
+    }
+}
+
+impl Engines {
+    fn reader(&mut self) -> std::result::Result<&mut Reader, String> {
+        if self.reader.is_none() {
+            self.generation += 1;
+            let name = format!("{}-{}", self.name, self.generation);
+            let engine = Engine::new(self.library, &name, &config(&self.options, 0))?;
+            let mut numbers = HashMap::new();
+            for (region, memory) in &self.regions {
+                let made = engine.register(memory.addr(), memory.len(), self.generation == 1)?;
+                numbers.insert(*region, made.number);
+            }
+            for (name, known) in &self.peers {
+                engine.add_peer(name, &known.blob.engine)?;
+            }
+            self.reader = Some(Reader { engine, numbers, connections: HashMap::new() });
+        }
+        self.reader.as_mut().ok_or_else(|| "no reader".into())
+    }
+
+    /// Starts what of a request can be started.
+    fn start(&mut self, request: &mut Request) {
+        let (Some(reader), peers) = (&mut self.reader, &self.peers) else {
+            return request.fail("the engine that reads is gone".into());
+        };
+        let Reader { engine, numbers, connections } = reader;
+        let mut opened: Vec<(Ends, Connection)> = Vec::new();
+        for part in &request.waiting {
+            let ends = &part.ends;
+            match connections.entry(ends.clone()) {
+                Entry::Vacant(v) => {
+                    v.insert(open(engine, numbers, peers, ends));
+                }
+                Entry::Occupied(o) if matches!(o.get(), Connection::Opening(h) if h.is_finished()) => {
+                    let (ends, Connection::Opening(h)) = o.remove_entry() else { continue };
+                    let made = h.join().unwrap_or_else(|_| Err("the thread that connects has panicked".into()));
+                    opened.push((ends, made.map_or_else(Connection::Failed, Connection::Open)));
+                }
+                Entry::Occupied(_) => {}
+            }
+        }
+        connections.extend(opened);
+        request.start(|ends| match connections.get(ends) {
+            Some(Connection::Open(session)) => Ok(Some(session)),
+            Some(Connection::Failed(e)) => Err(e.clone()),
+            Some(Connection::Opening(_)) | None => Ok(None),
+        });
+        // The next read tries again.
+        connections.retain(|_, c| !matches!(c, Connection::Failed(_)));
+    }
+}
+
+/// Begins to connect.
+fn open(engine: &Arc<Engine>, numbers: &HashMap<u32, u32>, peers: &HashMap<CString, Known>, ends: &Ends) -> Connection {
+    let known = peers.get(&ends.peer);
+    let memory = known.and_then(|k| Some((k.blob.memories.get(&ends.theirs)?.clone(), k.regions.get(&ends.theirs)?.1)));
+    let (Some(number), Some((desc, len))) = (numbers.get(&ends.own).copied(), memory) else {
+        return Connection::Failed(format!("region {} of ours or {} of the peer's is gone", ends.own, ends.theirs));
+    };
+    let (engine, peer) = (engine.clone(), ends.peer.clone());
+    let work = move || Session::open(engine, number, &peer, &desc, len);
+    match std::thread::Builder::new().name("kvlink-mori".into()).spawn(work) {
+        Ok(handle) => Connection::Opening(handle),
+        Err(e) => Connection::Failed(format!("starting a thread to connect: {e}")),
+    }
+}
+
+/// The region that an address lies in, and how far.
+fn within<'a>(regions: impl IntoIterator<Item = (&'a u32, (u64, u64))>, at: u64) -> Option<(u32, u64)> {
+    let holds = |(region, (addr, len)): (&u32, (u64, u64))| {
+        let offset = at.checked_sub(addr)?;
+        (offset < len).then_some((*region, offset))
+    };
+    regions.into_iter().find_map(holds)
+}
+
+impl Agents for Engines {
+    const NAME: &'static str = "mori";
+    const MAGIC: u32 = 0x524D_564B;
+    /// MoRI waits for peers' control ports for up to 5 s a message, and cannot be told otherwise.
+    const REPLACING: Duration = Duration::from_secs(30);
+    /// It waits for up to 5 s for room in a send queue.
+    const SWIFT: bool = false;
+    type Options = MoriOptions;
+    type Request = Request;
+    type Slot = std::convert::Infallible;
+
+    fn new(options: MoriOptions) -> Result<Engines> {
+        let library = library::load(&options)?;
+        let mut random = [0u8; 8];
+        rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| Error::new(Status::System, format!("getrandom: {e}")))?;
+        let name = format!("kvlink-{:016x}", u64::from_ne_bytes(random));
+        let refused = |e: String| unavailable(format!("mori: {e}"));
+        let server = Engine::new(library, &name, &config(&options, options.port)).map_err(refused)?;
+        let engine = server.desc().map_err(refused)?;
+        let blob = Blob { version: library.version.clone(), engine, ..Blob::default() };
+        let (regions, peers) = (HashMap::new(), HashMap::new());
+        Ok(Engines { library, options, name, server, reader: None, generation: 0, regions, blob, peers })
+    }
+
+    fn name(&self) -> CString {
+        CString::new(self.name.as_str()).unwrap_or_default()
+    }
+
+    /// The board is left out: MoRI has to connect to every memory by itself, and asking is as fast.
+    fn register(&mut self, region: u32, memory: Range) -> Result<Vec<u8>> {
+        if region == BOARD_REGION {
+            return Ok(self.blob.encode());
+        }
+        let refused = |e: String| backend(format!("registering region {region} of {} bytes: {e}", memory.len()));
+        let made = self.server.register(memory.addr(), memory.len(), true).map_err(refused)?;
+        if let Some(reader) = &mut self.reader {
+            let made = reader.engine.register(memory.addr(), memory.len(), true).map_err(refused)?;
+            reader.numbers.insert(region, made.number);
+        }
+        self.regions.insert(region, memory);
+        self.blob.memories.insert(region, made.desc);
+        Ok(self.blob.encode())
+    }
+
+    fn regions(&self) -> &HashMap<u32, Range> {
+        &self.regions
+    }
+
+    fn slot(&mut self) -> Result<Self::Slot> {
+        Err(backend("reads land in the blocks".into()))
+    }
+
+    fn range(slot: &Self::Slot) -> Range {
+        match *slot {}
+    }
+
+    fn give_back(&mut self, slot: Self::Slot) {
+        match slot {}
+    }
+
+    fn retire(&mut self, slot: Self::Slot) {
+        match slot {}
+    }
+
+    fn load(&mut self, peer: &Peer) -> Result<()> {
+        let blob = Blob::decode(&peer.metadata)?;
+        if blob.version != self.blob.version {
+            let text = format!("our MoRI is {}, the peer's {}", self.blob.version, blob.version);
+            return Err(Error::new(Status::TransportUnavailable, text));
+        }
+        // The server needs to know nobody, but tells whether this is somebody.
+        let add = |engine: &Engine| {
+            engine.add_peer(&peer.agent, &blob.engine).map_err(|e| Error::new(Status::Protocol, format!("mori: {e}")))
+        };
+        add(&self.server)?;
+        if let Some(reader) = &self.reader {
+            add(&reader.engine)?;
+        }
+        self.peers.insert(peer.agent.clone(), Known { blob, regions: peer.regions.clone() });
+        Ok(())
+    }
+
+    fn forget(&mut self, name: &CStr) {
+        let Some(known) = self.peers.remove(name) else { return };
+        let reader = self.reader.as_mut();
+        if let Some(r) = reader {
+            // One that is being opened is waited for when the reader ends.
+            r.connections.retain(|e, c| e.peer.as_c_str() != name || matches!(c, Connection::Opening(_)));
+        }
+        for engine in self.reader.iter().map(|r| &r.engine).chain([&self.server]) {
+            if let Err(e) = engine.remove_peer(&known.blob.engine) {
+                log::debug!("kvlink: mori: forgetting {}: {e}", name.to_string_lossy());
+            }
+        }
+    }
+
+    fn read(&mut self, peer: &CStr, pieces: &[Piece]) -> std::result::Result<Request, Unread> {
+        self.reader().map_err(|e| Unread::Here(backend(e)))?;
+        let known = self.peers.get(peer).ok_or_else(|| Unread::There("it is not known".into()))?;
+        let mut request = Request::default();
+        for p in pieces {
+            let own = self.regions.iter().map(|(i, r)| (i, (r.addr() as u64, r.len() as u64)));
+            let own = within(own, p.local as u64);
+            let theirs = within(known.regions.iter().map(|(i, r)| (i, *r)), p.remote as u64);
+            let (Some((own, local)), Some((theirs, remote))) = (own, theirs) else {
+                return Err(Unread::There(format!("{} bytes are outside of what is registered", p.len)));
+            };
+            request.add(&Ends { peer: peer.into(), own, theirs }, local, remote, p.len as u64);
+        }
+        Ok(request)
+    }
+
+    fn post(&mut self, request: &mut Request) -> State {
+        self.start(request);
+        request.state()
+    }
+
+    fn state(&mut self, request: &mut Request) -> State {
+        if !request.waiting.is_empty() {
+            self.start(request);
+        }
+        request.state()
+    }
+
+    fn withdraw(&mut self, request: &mut Request) -> bool {
+        request.withdraw()
+    }
+
+    fn release(&mut self, request: Request) {
+        drop(request);
+    }
+
+    fn end_reader(&mut self) -> Result<()> {
+        let Some(Reader { engine, connections, .. }) = self.reader.take() else { return Ok(()) };
+        for connection in connections.into_values() {
+            if let Connection::Opening(handle) = connection {
+                drop(handle.join());
+            }
+        }
+        let text = |e| Error::new(Status::Quarantined, format!("mori: the engine that reads could not be ended: {e}"));
+        engine.end().map_err(text)
+    }
+
+    /// It is made when it is needed.
+    fn renew(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<()> {
+        let reader = self.end_reader();
+        let text = |e| Error::new(Status::Quarantined, format!("mori: the engine could not be ended: {e}"));
+        reader.and(self.server.end().map_err(text))
+    }
+}
