@@ -5,8 +5,8 @@ use kvlink::error::{Error, Status};
 use kvlink::layout::model::{Cache, Layers, Model, Placement};
 use kvlink::layout::{DType, Layout, layout_from_json, layout_to_json};
 use kvlink::proto::{
-    AcceptArgs, Config, Counts, Dealer, Direction, Endpoint, Identity, JobEnd, LinkInfo, Offer, Output, ReadArgs,
-    WriteArgs,
+    AcceptArgs, Config, Counts, Direction, Endpoint, Identity, JobEnd, LinkInfo, Offer, Output, ReadArgs, WriteArgs,
+    Zmq,
 };
 use kvlink::wire::moriio::{Params, RequestRoute, ZmqAddress, check_http_address};
 use kvlink::wire::zmtp::{self, Command, Decoder, Received};
@@ -122,7 +122,7 @@ pub fn zmtp(data: &[u8]) {
                 }
             }
         }
-        let mut dealer = Dealer::new("fuzz");
+        let mut dealer = Zmq::dealer("fuzz");
         let _ = dealer.handle_bytes(&stream);
         assert!(dealer.take_output().len() <= 256 + 16 * stream.len(), "answers outgrow questions");
     }

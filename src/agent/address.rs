@@ -16,12 +16,17 @@ fn resolve(address: &str) -> Result<Vec<SocketAddr>> {
 
 /// Listens where the configuration says.
 pub(super) fn listen(config: &AgentConfig) -> Result<TcpListener> {
-    let found = resolve(&config.listen)?;
-    if let (Some(a), false) = (found.iter().find(|a| !a.ip().is_loopback()), config.allow_remote) {
+    listen_at(&config.listen, config.allow_remote)
+}
+
+/// Listens at "host:port", on other than loopback addresses only if that is allowed.
+pub(super) fn listen_at(address: &str, allow_remote: bool) -> Result<TcpListener> {
+    let found = resolve(address)?;
+    if let (Some(a), false) = (found.iter().find(|a| !a.ip().is_loopback()), allow_remote) {
         let text = format!("{a} is not a loopback address: set allow_remote to listen there without authentication");
         return Err(Error::new(Status::Address, text));
     }
-    let fail = |e: std::io::Error| Error::new(Status::Address, format!("listening on {:?}: {e}", config.listen));
+    let fail = |e: std::io::Error| Error::new(Status::Address, format!("listening on {address:?}: {e}"));
     let listener = TcpListener::bind(found.as_slice()).map_err(fail)?;
     listener.set_nonblocking(true).map_err(fail)?;
     Ok(listener)

@@ -8,6 +8,7 @@ mod address;
 mod calls;
 mod config;
 mod driver;
+mod moriio;
 mod net;
 mod parked;
 mod queue;
@@ -18,6 +19,7 @@ mod stream;
 mod transports;
 
 pub use config::{AgentConfig, Require};
+pub use moriio::MoriioConfig;
 pub use queue::EventQueue;
 
 use crate::error::{Error, Result, Status};
@@ -116,6 +118,11 @@ pub struct Agent {
     poller: Arc<Poller>,
     reactor: Arc<Mutex<Reactor>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The worker opposite vLLM's, if it is open.
+    moriio: Mutex<Option<moriio::Worker>>,
+    /// It may listen on other than loopback addresses.
+    remote: bool,
+    max_events: usize,
 }
 
 struct Regions {
@@ -180,6 +187,9 @@ impl Agent {
             poller,
             reactor,
             thread: Mutex::new(Some(thread)),
+            moriio: Mutex::new(None),
+            remote: config.allow_remote,
+            max_events: config.max_events,
         })
     }
 
@@ -224,6 +234,9 @@ impl Agent {
         // A fork has no reactor thread to wait for, and must not touch what belongs to its parent.
         if self.check_process().is_err() {
             return;
+        }
+        if let Some(worker) = self.moriio.lock().take() {
+            worker.close();
         }
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.wake();

@@ -24,6 +24,8 @@ pub enum EventKind {
     AgentFailed = 8,
     /// The connection to a router was made or lost.
     Router = 9,
+    /// A worker of vLLM's MoRIIOConnector said something, or an exchange with one ended.
+    Moriio = 10,
 }
 
 /// One event.

@@ -16,6 +16,8 @@ pub enum Kind {
     Session = 5,
     /// A registration with a router.
     Registration = 6,
+    /// An exchange with a worker of vLLM's MoRIIOConnector.
+    Exchange = 7,
 }
 
 /// Kind (4 bits), generation (32 bits), index (28 bits); never 0.
@@ -31,7 +33,7 @@ impl Id {
 
     /// What it names, if it is of a known kind.
     pub fn kind(self) -> Option<Kind> {
-        [Kind::Peer, Kind::Transfer, Kind::Offer, Kind::Accept, Kind::Session, Kind::Registration]
+        [Kind::Peer, Kind::Transfer, Kind::Offer, Kind::Accept, Kind::Session, Kind::Registration, Kind::Exchange]
             .into_iter()
             .find(|k| u64::from(*k as u8) == self.0 >> 60)
     }

@@ -3,9 +3,9 @@
 //! Sans IO, like the endpoint. The discovery protocol never answers: what can be known is whether a ZeroMQ ROUTER socket
 //! takes the beats, not whether the router likes what they say.
 
-use super::dealer::Dealer;
 use super::endpoint::later;
 use super::event::{Event, EventKind};
+use super::zmq::Zmq;
 use crate::error::{Error, Result, Status};
 use crate::wire::moriio::Register;
 use std::collections::VecDeque;
@@ -81,7 +81,7 @@ enum State {
     /// The connection is being made.
     Connecting,
     /// ZeroMQ's handshake until the dealer is ready, then beats; due is the end of the one, or the next of the others.
-    Connected { dealer: Dealer, due: Instant },
+    Connected { dealer: Zmq, due: Instant },
 }
 
 /// One registration.
@@ -159,7 +159,7 @@ impl Registration {
             return self.outputs.push_back(RegistrationOutput::Close);
         }
         self.connections = self.connections.wrapping_add(1);
-        let dealer = Dealer::new(&format!("{}.{}", self.name, self.connections));
+        let dealer = Zmq::dealer(&format!("{}.{}", self.name, self.connections));
         self.state = State::Connected { dealer, due: later(now, HANDSHAKE) };
         self.flush();
     }

@@ -1,7 +1,6 @@
 //! ZMTP 3.1, the protocol of ZeroMQ sockets (https://rfc.zeromq.org/spec/23 and 37): greeting, frames, commands.
 //!
-//! What one socket of type DEALER with the NULL mechanism needs. Messages that come are counted, not kept: nothing that
-//! kvlink speaks to over ZeroMQ answers.
+//! What sockets of the types DEALER and ROUTER with the NULL mechanism need.
 
 use crate::error::{Error, Result, Status};
 
@@ -142,6 +141,12 @@ pub fn message(body: &[u8]) -> Vec<u8> {
     frame(0, body)
 }
 
+/// A message of several frames.
+pub fn message_of(parts: &[&[u8]]) -> Vec<u8> {
+    let last = parts.len().saturating_sub(1);
+    parts.iter().enumerate().flat_map(|(i, part)| frame(if i < last { MORE } else { 0 }, part)).collect()
+}
+
 fn frame(flags: u8, body: &[u8]) -> Vec<u8> {
     let mut out = match u8::try_from(body.len()) {
         Ok(n) => vec![flags, n],
@@ -161,8 +166,15 @@ pub enum Received {
     },
     /// A command.
     Command(Command),
-    /// A frame of a message, not kept.
+    /// A frame of a message, which is not kept.
     Message,
+    /// A frame of a message.
+    Frame {
+        /// The message goes on.
+        more: bool,
+        /// What it holds.
+        body: Vec<u8>,
+    },
 }
 
 /// Cuts a byte stream into what it holds.
@@ -172,9 +184,16 @@ pub struct Decoder {
     buffer: Vec<u8>,
     /// Bytes of a message's frame that are still to come.
     skip: u64,
+    /// Messages' frames of up to so many bytes are kept.
+    keep: Option<u64>,
 }
 
 impl Decoder {
+    /// One that keeps messages, whose frames have up to `max` bytes.
+    pub fn keeping(max: u64) -> Decoder {
+        Decoder { keep: Some(max), ..Decoder::default() }
+    }
+
     /// Adds received bytes. What is only counted takes no memory.
     pub fn extend(&mut self, bytes: &[u8]) {
         let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
@@ -199,6 +218,18 @@ impl Decoder {
         let size = size.iter().fold(0u64, |n, b| n << 8 | u64::from(*b));
         if size >> 63 != 0 {
             return Err(bad(format!("a frame of {size} bytes")));
+        }
+        if flags & COMMAND == 0
+            && let Some(max) = self.keep
+        {
+            if size > max {
+                return Err(bad(format!("a frame of {size} bytes, at most {max}")));
+            }
+            let end = 1 + width + size as usize;
+            let Some(body) = self.buffer.get(1 + width..end) else { return Ok(None) };
+            let received = Received::Frame { more: flags & MORE != 0, body: body.to_vec() };
+            self.take(end);
+            return Ok(Some(received));
         }
         if flags & COMMAND == 0 {
             let have = (self.buffer.len() - 1 - width) as u64;
