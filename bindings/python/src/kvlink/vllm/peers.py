@@ -6,11 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import kvlink
-from vllm.logger import init_logger
 
+from .log import logger
 from .stats import KVLinkStats
-
-logger = init_logger(__name__)
 
 #: A range of layers that no model has: of nothing, for what only has something to tell.
 NO_LAYERS = range(1 << 31, (1 << 31) + 1)
@@ -72,9 +70,9 @@ class Peers:
         error = handshake.event.error
         if error is None:
             ways = "; ".join(handshake.event.payload.decode().split("\n"))
-            logger.info("kvlink: peer %s: %s", key[0], ways)
+            logger.info("peer %s: %s", key[0], ways)
         else:
-            logger.error("kvlink: no handshake with %s: %s", key[0], error)
+            logger.error("no handshake with %s: %s", key[0], error)
             self._stats.count("failed_handshakes")
             del self._known[key]
         for begin, fail in waiting:
@@ -90,7 +88,7 @@ class Peers:
         """A peer is gone."""
         for key, known in list(self._known.items()):
             if known.handshake.peer is event.peer:
-                logger.warning("kvlink: peer %s is gone: %s", key[0], event.error)
+                logger.warning("peer %s is gone: %s", key[0], event.error)
                 self._drop(*key)
 
     @staticmethod
@@ -106,4 +104,4 @@ class Peers:
         try:
             known.handshake.peer.disconnect()
         except kvlink.Error as e:
-            logger.debug("kvlink: peer %s was gone already: %s", address, e)
+            logger.debug("peer %s was gone already: %s", address, e)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import kvlink
 from vllm.config import VllmConfig
-from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import RequestStatus
 
 from .layout import state_groups
+from .log import logger
 from .metadata import Accept, Lists, Offer, Origin, Read, StepMetadata, Write
 from .settings import Settings
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
-
-logger = init_logger(__name__)
 
 
 @dataclass
@@ -58,7 +56,8 @@ class SchedulerHalf:
         self.manager: KVCacheManager | None = None
         self._names = itertools.count()
         self._prefills: dict[str, _Prefill] = {}
-        # Requests that wait for their cache.
+        # Where requests get their cache from, until they are scheduled; and those that wait for it.
+        self._sources: dict[str, kvlink.RouterParams] = {}
         self._loading: set[str] = set()
         self._next = StepMetadata()
 
@@ -66,6 +65,8 @@ class SchedulerHalf:
 
     def on_new_request(self, request: Request) -> None:
         params = request.kv_transfer_params
+        if params and params.get("do_remote_prefill"):
+            self._arrived(request, params)
         if not params or not params.get("do_remote_decode"):
             return
         # What the decode side computes itself; it reads nothing of a prompt of one token, or where prompts are scored.
@@ -83,60 +84,56 @@ class SchedulerHalf:
             try:
                 prefill.address = _decode_address(request)
             except kvlink.Error as e:
-                logger.warning("kvlink: request %s names no decode instance to write to: %s", request.request_id, e)
+                logger.warning("request %s names no decode instance to write to: %s", request.request_id, e)
                 return
         self._prefills[request.request_id] = prefill
 
-    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
-        params = request.kv_transfer_params
-        if not params or not params.get("do_remote_prefill"):
-            return 0, False
-        wanted = request.num_prompt_tokens - 1
+    def _arrived(self, request: Request, params: dict[str, Any]) -> None:
+        """A request whose prompt was, or is, computed elsewhere."""
         try:
-            ticket = kvlink.router_params(json.dumps(params)).ticket
-            if ticket:
-                offered = kvlink.ticket_info(ticket).tokens
-                if offered != wanted:
-                    logger.warning("kvlink: request %s: %d tokens are offered, %d wanted", request.request_id, offered, wanted)
-                    return 0, False
-            elif self._settings.mode == "read":
-                logger.warning("kvlink: request %s came without a ticket: its prompt is computed here", request.request_id)
-                return 0, False
+            source = kvlink.router_params(json.dumps(params))
+            tokens = kvlink.ticket_info(source.ticket).tokens if source.ticket else request.num_prompt_tokens - 1
         except kvlink.Error as e:
-            logger.warning("kvlink: request %s: kv_transfer_params are of no use: %s", request.request_id, e)
+            logger.warning("request %s: kv_transfer_params are of no use: %s", request.request_id, e)
+            return
+        if not source.ticket and self._settings.mode == "read":
+            logger.warning("request %s came without a ticket: its prompt is computed here", request.request_id)
+        elif tokens != request.num_prompt_tokens - 1:
+            text = "request %s: %d tokens were prefilled for a prompt of %d: it is computed here"
+            logger.warning(text, request.request_id, tokens, request.num_prompt_tokens)
+            self._release(source)
+        else:
+            self._sources[request.request_id] = source
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int, bool]:
+        if request.request_id not in self._sources:
             return 0, False
-        count = wanted - num_computed_tokens
+        count = request.num_prompt_tokens - 1 - num_computed_tokens
         return (count, True) if count > 0 else (0, False)
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
-        params = request.kv_transfer_params
-        if not params or not params.get("do_remote_prefill"):
+        # Only once: a request that was preempted is computed here.
+        source = self._sources.pop(request.request_id, None)
+        if source is None:
             return
-        params["do_remote_prefill"] = False
         if num_external_tokens == 0:
-            self._release(params)
+            self._release(source)
             return
-        parsed = kvlink.router_params(json.dumps(params))
-        wanted = request.num_prompt_tokens - 1
         lists = [
             [kvlink.NO_BLOCK if block.is_null or block.block_hash is not None else block.block_id for block in group]
             for group in (blocks.blocks[i] for i in self._config.transfer_group_ids)
         ]
-        lists = self._state_slots(lists)
+        lists, tokens = self._state_slots(lists), request.num_prompt_tokens - 1
         self._loading.add(request.request_id)
-        if parsed.ticket:
-            self._next.reads.append(Read(request.request_id, parsed.ticket, lists, wanted))
+        if source.ticket:
+            self._next.reads.append(Read(request.request_id, source.ticket, lists, tokens))
         else:
-            self._next.accepts.append(Accept(request.request_id, parsed.transfer_id, lists, wanted))
+            self._next.accepts.append(Accept(request.request_id, source.transfer_id, lists, tokens))
 
-    def _release(self, params: dict[str, Any]) -> None:
+    def _release(self, source: kvlink.RouterParams) -> None:
         """Lets the prefill side's blocks go, which nobody will read."""
-        try:
-            ticket = kvlink.router_params(json.dumps({**params, "do_remote_prefill": True})).ticket
-        except kvlink.Error:
-            return
-        if ticket:
-            self._next.releases.append(ticket)
+        if source.ticket:
+            self._next.releases.append(source.ticket)
 
     def _state_slots(self, lists: Lists) -> Lists:
         """Of groups of states only the slot with the running state: the last one before scratch slots."""
@@ -201,9 +198,10 @@ class SchedulerHalf:
 
     def request_finished(self, request: Request) -> tuple[bool, dict[str, Any] | None]:
         params, request_id = request.kv_transfer_params, request.request_id
-        if params and params.get("do_remote_prefill"):
+        source = self._sources.pop(request_id, None)
+        if source is not None:
             # It ended before it was scheduled.
-            self._release(params)
+            self._release(source)
         if request_id in self._loading:
             self._next.cancelled.append(request_id)
         prefill = self._prefills.pop(request_id, None)

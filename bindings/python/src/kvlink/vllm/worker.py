@@ -14,20 +14,18 @@ from kvlink import EventKind
 from vllm.config import VllmConfig
 from vllm.distributed import parallel_state
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
-from vllm.logger import init_logger
 from vllm.model_executor.layers.mamba.mamba_utils import is_conv_state_dim_first
 from vllm.model_executor.models import ModelRegistry
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from .layout import Place, derive, layer_of
+from .log import logger
 from .metadata import Accept, Lists, Offer, Origin, Read, StepMetadata
 from .peers import NO_LAYERS, Peers
 from .settings import Settings
 from .states import Share
 from .stats import KVLinkStats
 from .writes import Writes
-
-logger = init_logger(__name__)
 
 # How long a step that computes nothing may wait for an event, instead of asking again and again.
 _IDLE_SECONDS = 0.001
@@ -145,7 +143,7 @@ class WorkerHalf:
     def handle_preemptions(self, step: StepMetadata) -> None:
         """Waits until nobody reads the blocks that this step will overwrite."""
         requests = [self._writes.preempt(request_id) for request_id in step.preempted]
-        while any(request is not None and request.busy for request in requests):
+        while any(request is not None and request.under_way for request in requests):
             self._poll(_IDLE_SECONDS)
 
     def save_kv_layer(self, step: StepMetadata, layer_name: str) -> None:
@@ -207,7 +205,7 @@ class WorkerHalf:
             operation = self._agent.offer(offer.name, offer.blocks, offer.tokens)
         except kvlink.Error as e:
             # Its reader is told that nobody knows the request.
-            logger.error("kvlink: request %s cannot be offered: %s", offer.request_id, e)
+            logger.error("request %s cannot be offered: %s", offer.request_id, e)
             self._sent.add(offer.request_id)
             return
         self._offers[operation] = offer
@@ -221,7 +219,7 @@ class WorkerHalf:
         del self._offered[offer.name]
         if error is not None:
             self._stats.count("expired_leases")
-            logger.warning("kvlink: request %s was prefilled and not read: %s", offer.request_id, error)
+            logger.warning("request %s was prefilled and not read: %s", offer.request_id, error)
         self._sent.add(offer.request_id)
 
     # Decode.
@@ -248,7 +246,7 @@ class WorkerHalf:
         def begin(peer: kvlink.Peer) -> None:
             peer.read_blocks(ticket, [[] for _ in self._config.transfer_groups], layers=NO_LAYERS)
 
-        self._with_peer(ticket, begin, lambda e: logger.warning("kvlink: an offer cannot be released: %s", e))
+        self._with_peer(ticket, begin, lambda e: logger.warning("an offer cannot be released: %s", e))
 
     def _with_peer(
         self, ticket: bytes, begin: Callable[[kvlink.Peer], None], fail: Callable[[kvlink.Error], None]
@@ -290,7 +288,7 @@ class WorkerHalf:
             return
         if not load.cancelled:
             self._stats.count("failed_transfers")
-            logger.error("kvlink: the cache of request %s was not loaded: %s", request_id, error)
+            logger.error("the cache of request %s was not loaded: %s", request_id, error)
             if len(load.blocks) == 1:
                 wanted = load.blocks[0] if blocks is None else blocks
                 self._invalid.update(i for i in wanted if i != kvlink.NO_BLOCK)
@@ -327,9 +325,9 @@ class WorkerHalf:
             else:
                 self._writes.ended(operation, event)
         elif event.kind == EventKind.ROUTER:
-            logger.info("kvlink: router: %s", "registered" if error is None else error)
+            logger.info("router: %s", "registered" if error is None else error)
         elif error is not None:
-            logger.error("kvlink: %s", error)
+            logger.error("%s", error)
 
     def _ended(self, request_id: str, operation: kvlink.Operation[Any], event: kvlink.Event) -> None:
         load = self._loads[request_id]

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import kvlink
-from vllm.logger import init_logger
 
 from .layout import layer_of
+from .log import logger
 from .metadata import Write
 from .peers import NO_LAYERS, Peers
 from .stats import KVLinkStats
-
-logger = init_logger(__name__)
 
 
 @dataclass
@@ -135,7 +133,7 @@ class Writes:
     def _failed(self, request: _Request, error: kvlink.Error) -> None:
         if not request.stopped:
             self._stats.count("failed_transfers")
-            logger.error("kvlink: request %s was not written: %s", request.id, error)
+            logger.error("request %s was not written: %s", request.id, error)
             self._stop(request)
 
     @staticmethod
