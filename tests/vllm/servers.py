@@ -91,7 +91,7 @@ class Server:
         command = [
             str(Path(sys.executable).parent / "vllm"),
             "serve",
-            str(path_of(model, CACHE / "vllm-models")),
+            str(path_of(model)),
             "--served-model-name=tiny",
             "--host=127.0.0.1",
             f"--port={self.port}",
