@@ -18,7 +18,7 @@ if [ "$(cat "$where/stamp" 2>/dev/null)" != "$stamp" ]; then
     site=$(echo "$where"/lib/python3*/site-packages)
     mkdir "$site/vllm-$version+cpu.dist-info"
     printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" >"$site/vllm-$version+cpu.dist-info/METADATA"
-    "$where/bin/python" -c 'import torch, vllm' >/dev/null
+    "$where/bin/python" -c 'import torch, vllm' >&2
     printf '%s\n' "$stamp" >"$where/stamp"
 fi
 echo "$where"

@@ -243,7 +243,11 @@ MODELS = {
     ),
     "granite": Model(_granite, environment=HYBRID),
     "kimi_linear": Model(
-        _kimi_linear, dtype="bfloat16", arguments=('-cc.custom_ops=["none"]',), environment=HYBRID
+        _kimi_linear,
+        dtype="bfloat16",
+        arguments=('-cc.custom_ops=["none"]',),
+        # A kernel for GPUs that is on by default.
+        environment={**HYBRID, "VLLM_KIMI_K3_GEMM_AR": "0"},
     ),
     "qwen3_next": Model(_qwen3_next, dtype="bfloat16", environment=HYBRID),
 }

@@ -92,7 +92,8 @@ class KVLinkConnector(KVConnectorBase_V1, SupportsHMA):
         self.scheduler.on_new_request(request)
 
     def get_loaded_kv_cache_group_ids(self, request: Request) -> tuple[int, ...]:
-        return self._kv_cache_config.transfer_group_ids
+        """None whose new blocks need no zeroing: of a block only what the request has tokens for is loaded."""
+        return ()
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         return self.scheduler.get_num_new_matched_tokens(request, num_computed_tokens)
