@@ -10,7 +10,7 @@ CWARN := -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror
 CLINK := -Iinclude -L$(RELEASE) -lkvlink -Wl,-rpath,'$$ORIGIN/../release'
 FUZZ_SECONDS ?= 600
 
-.PHONY: all demo demo-router test test-python test-python-torch test-go tsan bench fuzz lib examples header abi install prefix deb
+.PHONY: all demo demo-router test test-python test-python-torch test-vllm test-go tsan bench fuzz lib examples header abi install prefix deb
 .PHONY: setup clean
 
 all: lib examples
@@ -47,6 +47,11 @@ test-python: prefix
 # What needs torch: PyPI's wheel brings CUDA along, some 5 GB, which are kept in the user's cache.
 test-python-torch: prefix
 	@KVLINK_BUILD_LIBRARY=$(CURDIR)/$(INSTALLED)/lib/libkvlink.so sh scripts/test-python.sh torch
+
+# The connector in real vLLM servers on this CPU: some minutes, and an environment of 3 GB in the user's cache.
+# Options: ONLY=llama (a pytest expression)
+test-vllm: lib
+	@sh scripts/test-vllm.sh $(if $(ONLY),-k "$(ONLY)")
 
 # The Go binding. Fetches Go where it is missing or too old.
 test-go: prefix

@@ -1950,7 +1950,8 @@ kvlink_status_t kvlink_offer(const struct kvlink_agent_t *agent,
 
 /**
  * Copies the ticket of an offer: opaque bytes that a sink needs to read it. One ticket serves all ranks of both instances
- * if the block ids are the same on all ranks of the source. Any thread.
+ * if the block ids are the same on all ranks of the source. With `offer` 0: a ticket of no request, for
+ * kvlink_ticket_write. Any thread.
  *
  * Errors: KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER, KVLINK_E_BUFFER_TOO_SMALL (`len` is stored), KVLINK_E_POISONED.
  */
@@ -1959,6 +1960,23 @@ kvlink_status_t kvlink_ticket(const struct kvlink_agent_t *agent,
                               void *buf,
                               size_t cap,
                               size_t *len);
+
+/**
+ * Writes the ticket of an offer that is made elsewhere: for engines whose scheduler knows requests and their blocks while
+ * its workers have the agents.
+ *
+ * `like` is a ticket of any rank of the source; the offer is the one that the ranks make, before the ticket is used. It must
+ * be the first offer of its request id. Lease and user data do not matter. Pure; any thread.
+ *
+ * Errors: KVLINK_E_INVALID_TICKET, KVLINK_E_INVALID_ARGUMENT, KVLINK_E_LIMIT, KVLINK_E_BUFFER_TOO_SMALL (`len` is stored),
+ * KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE.
+ */
+kvlink_status_t kvlink_ticket_write(const void *like,
+                                    size_t like_len,
+                                    const struct kvlink_offer_t *offer,
+                                    void *buf,
+                                    size_t cap,
+                                    size_t *len);
 
 /**
  * Says what a ticket contains, without an agent. Pure; any thread.

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what a part of the work needs beside Rust: nothing named: building; install: CMake; deb: the packages; router: the
-# demonstration behind a router; test: all.
+# demonstration behind a router; vllm: a real vLLM; test: all but vLLM.
 set -eu
 
 missing=""
@@ -24,6 +24,10 @@ case "${1:-}" in router | test)
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
     done
 esac
+if [ "${1:-}" = vllm ]; then
+    [ -n "$(find /usr/lib* -name 'libnuma.so.1' 2>/dev/null)" ] || missing="$missing libnuma1"
+    { command -v python3 && python3 -c 'import ensurepip, venv'; } >/dev/null 2>&1 || missing="$missing python3-venv"
+fi
 if [ "${1:-}" = test ]; then
     command -v lintian >/dev/null 2>&1 || missing="$missing lintian"
     command -v mmdebstrap >/dev/null 2>&1 || missing="$missing mmdebstrap"

@@ -178,7 +178,8 @@ pub unsafe extern "C" fn kvlink_offer(
 }
 
 /// Copies the ticket of an offer: opaque bytes that a sink needs to read it. One ticket serves all ranks of both instances
-/// if the block ids are the same on all ranks of the source. Any thread.
+/// if the block ids are the same on all ranks of the source. With `offer` 0: a ticket of no request, for
+/// kvlink_ticket_write. Any thread.
 ///
 /// Errors: KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER, KVLINK_E_BUFFER_TOO_SMALL (`len` is stored), KVLINK_E_POISONED.
 #[unsafe(no_mangle)]
@@ -191,6 +192,37 @@ pub unsafe extern "C" fn kvlink_ticket(
 ) -> kvlink_status_t {
     guard(|| {
         let ticket = find(agent)?.agent.ticket(Id(offer))?;
+        // SAFETY: the module's contract for pointers.
+        unsafe { copy_out(&ticket, false, buf.cast(), cap, len) }
+    })
+}
+
+/// Writes the ticket of an offer that is made elsewhere: for engines whose scheduler knows requests and their blocks while
+/// its workers have the agents.
+///
+/// `like` is a ticket of any rank of the source; the offer is the one that the ranks make, before the ticket is used. It must
+/// be the first offer of its request id. Lease and user data do not matter. Pure; any thread.
+///
+/// Errors: KVLINK_E_INVALID_TICKET, KVLINK_E_INVALID_ARGUMENT, KVLINK_E_LIMIT, KVLINK_E_BUFFER_TOO_SMALL (`len` is stored),
+/// KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvlink_ticket_write(
+    like: *const c_void,
+    like_len: usize,
+    offer: *const kvlink_offer_t,
+    buf: *mut c_void,
+    cap: usize,
+    len: *mut usize,
+) -> kvlink_status_t {
+    guard(|| {
+        // SAFETY: the module's contract for pointers.
+        let (like, request, tokens, blocks) = unsafe {
+            let o = read_struct(offer)?;
+            let bytes = slice(like.cast::<u8>(), like_len, "like")?;
+            let request = string(o.request, "request")?.to_string();
+            (Ticket::decode(bytes)?, request, o.tokens, blocks(o.blocks, o.num_blocks, "blocks")?)
+        };
+        let ticket = like.like(request, tokens, blocks)?.encode();
         // SAFETY: the module's contract for pointers.
         unsafe { copy_out(&ticket, false, buf.cast(), cap, len) }
     })

@@ -130,13 +130,13 @@ impl Endpoint {
         Ok(id)
     }
 
-    /// The ticket of an offer.
+    /// The ticket of an offer; of id 0: a ticket of no request, from which [`Ticket::like`] makes others.
     ///
     /// # Errors
     /// [`Status::BadHandle`]; [`Status::WrongState`] before the endpoint is bound.
     pub fn ticket(&self, offer: Id) -> Result<Vec<u8>> {
         let stale = || Error::new(Status::BadHandle, format!("offer id {:#x} is stale or foreign", offer.0));
-        let lease = self.leases.slab.get(offer).ok_or_else(stale)?;
+        let lease = if offer == Id(0) { None } else { Some(self.leases.slab.get(offer).ok_or_else(stale)?) };
         let Some(entry) = &self.entry else {
             return Err(Error::new(Status::WrongState, "the agent has no address yet: regions are missing"));
         };
@@ -146,10 +146,10 @@ impl Endpoint {
             address: leader,
             rank: self.me.rank,
             incarnation: self.me.incarnation,
-            request: lease.offer.request.clone(),
-            round: lease.round,
-            tokens: lease.offer.tokens,
-            blocks: lease.offer.blocks.clone(),
+            request: lease.map_or_else(String::new, |l| l.offer.request.clone()),
+            round: lease.map_or(0, |l| l.round),
+            tokens: lease.map_or(0, |l| l.offer.tokens),
+            blocks: lease.map_or_else(Vec::new, |l| l.offer.blocks.clone()),
         };
         Ok(ticket.encode())
     }

@@ -29,6 +29,22 @@ pub struct Ticket {
 }
 
 impl Ticket {
+    /// The ticket of another offer of the same process: the first one of this request.
+    ///
+    /// # Errors
+    /// [`Status::InvalidArgument`]: a request id that cannot be. [`Status::Limit`]: more blocks than can be offered.
+    pub fn like(self, request: String, tokens: u64, blocks: Vec<Blocks>) -> Result<Ticket> {
+        if request.is_empty() || request.len() > limit::NAME {
+            let text = format!("request id of {} bytes, must have 1..={}", request.len(), limit::NAME);
+            return Err(Error::new(Status::InvalidArgument, text));
+        }
+        let (total, max) = (blocks.iter().map(|b| b.ids.len()).sum::<usize>(), limit::FRAME / 8);
+        if total > max {
+            return Err(Error::new(Status::Limit, format!("{total} block ids in all groups, at most {max}")));
+        }
+        Ok(Ticket { request, round: 1, tokens, blocks, ..self })
+    }
+
     /// Its bytes: opaque to engines.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
@@ -111,6 +127,23 @@ mod tests {
     #[test]
     fn a_ticket_survives_the_journey() {
         assert_eq!(Ticket::decode(&ticket().encode()), Ok(ticket()));
+    }
+
+    #[test]
+    fn a_ticket_like_another_differs_in_the_request_only() {
+        let made = Ticket { request: String::new(), round: 0, tokens: 0, blocks: vec![], ..ticket() };
+        let made = Ticket::decode(&made.encode()).unwrap().like("cmpl-1".into(), 8192, ticket().blocks).unwrap();
+        assert_eq!(made, Ticket { round: 1, ..ticket() });
+    }
+
+    #[test]
+    fn requests_that_cannot_be_offered_have_no_ticket() {
+        let long = "x".repeat(limit::NAME + 1);
+        for request in [String::new(), long] {
+            assert_eq!(ticket().like(request, 1, vec![]).unwrap_err().status(), Status::InvalidArgument);
+        }
+        let blocks = vec![Blocks { first: 0, ids: vec![0; limit::FRAME / 8 + 1] }];
+        assert_eq!(ticket().like("x".into(), 1, blocks).unwrap_err().status(), Status::Limit);
     }
 
     #[test]

@@ -45,6 +45,34 @@ def test_a_request_is_read(way: str) -> None:
         assert pair.decode.statistics() == (event.nbytes, event.spans, 1, 0)
 
 
+def test_a_scheduler_without_an_agent_writes_tickets() -> None:
+    with Pair() as pair:
+        peer = connect(pair)
+        ticket = kvlink.ticket_write(pair.prefill.ticket, "r", [pair.FROM], TOKENS)
+        assert ticket == pair.offer().ticket
+        peer.read_blocks(ticket, [pair.TO])
+        event = wait_event(pair.decode, EventKind.TRANSFER)
+        assert event.error is None
+        assert pair.arrived()
+
+
+def test_a_read_of_no_layer_releases_an_offer() -> None:
+    with Pair() as pair:
+        peer = connect(pair)
+        peer.read_blocks(pair.offer().ticket, [[]], layers=range(1 << 31, (1 << 31) + 1))
+        event = wait_event(pair.decode, EventKind.TRANSFER)
+        assert (event.error, event.nbytes) == (None, 0)
+        assert wait_event(pair.prefill, EventKind.RELEASED).error is None
+
+
+def test_tickets_that_cannot_be_are_refused() -> None:
+    with Pair() as pair:
+        with pytest.raises(kvlink.InvalidTicket, match="too short"):
+            kvlink.ticket_write(b"x", "r", [[0]], 16)
+        with pytest.raises(kvlink.InvalidArgument, match="request id of 0 bytes"):
+            kvlink.ticket_write(pair.prefill.ticket, "", [[0]], 16)
+
+
 def test_a_request_is_written_layer_by_layer() -> None:
     with Pair() as pair:
         handshake = pair.prefill.handshake(pair.decode.address, kvlink.Direction.OUTBOUND)

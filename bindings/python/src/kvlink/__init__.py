@@ -37,7 +37,7 @@ from ._errors import (
     Unreachable,
     WrongState,
 )
-from ._events import Event, Moved, Notification, Received, Statistics, TicketInfo, ticket_info
+from ._events import Event, Moved, Notification, Received, Statistics, TicketInfo, ticket_info, ticket_write
 from ._layout import Finding, Layout
 from ._library import lib as _lib
 from ._notifications import Notifications
@@ -132,6 +132,7 @@ __all__ = [
     "state",
     "strided",
     "ticket_info",
+    "ticket_write",
 ]
 
 

@@ -598,6 +598,17 @@ PROTOTYPES = {
         ctypes.c_int32,
         [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_size_t)],
     ),
+    "kvlink_ticket_write": (
+        ctypes.c_int32,
+        [
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.POINTER(kvlink_offer_t),
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.POINTER(ctypes.c_size_t),
+        ],
+    ),
     "kvlink_ticket_info": (ctypes.c_int32, [ctypes.c_void_p, ctypes.c_size_t, ctypes.POINTER(kvlink_ticket_info_t)]),
     "kvlink_read_blocks": (
         ctypes.c_int32,

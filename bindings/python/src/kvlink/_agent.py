@@ -17,7 +17,7 @@ from ._abi import Direction, EventKind, Mode, Role, Status
 from ._arrays import Memory, memory
 from ._blocks import block_lists
 from ._errors import BadHandle, Cancelled, Error, InvalidArgument, Poisoned, WrongState, check, text_of
-from ._events import Event, Statistics, event_of
+from ._events import Event, Statistics, copied, event_of
 from ._layout import Layout
 from ._library import lib
 from ._notifications import Notifications
@@ -313,13 +313,7 @@ class Agent:
             raise
 
     def _ticket(self, offer: int) -> bytes:
-        size, buffer = ctypes.c_size_t(), ctypes.create_string_buffer(1024)
-        status = lib.kvlink_ticket(self._handle, offer, buffer, len(buffer), size)
-        if status == Status.BUFFER_TOO_SMALL:
-            buffer = ctypes.create_string_buffer(size.value)
-            status = lib.kvlink_ticket(self._handle, offer, buffer, len(buffer), size)
-        self._check(status)
-        return buffer.raw[: size.value]
+        return copied(lambda buffer, cap, size: lib.kvlink_ticket(self._handle, offer, buffer, cap, size))
 
     def _failed_blocks(self, transfer: int, group: int) -> list[int]:
         if not 0 <= group < 1 << 32:
@@ -481,6 +475,11 @@ class Agent:
             return text_of(lib.kvlink_agent_address, self._handle)
         except BadHandle:
             raise self._closed() from None
+
+    @property
+    def ticket(self) -> bytes:
+        """A ticket of no request, which names this instance: for `ticket_write`. Not before all regions are registered."""
+        return self._ticket(0)
 
     def statistics(self) -> Statistics:
         """Counters since the agent's start."""

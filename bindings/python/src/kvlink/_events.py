@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._abi import ALL_RANKS, EventKind, kvlink_ticket_info_t
+from ._abi import ALL_RANKS, EventKind, Status, kvlink_offer_t, kvlink_ticket_info_t
+from ._blocks import block_lists
 from ._errors import Error, check, error_of
 from ._library import lib
+from ._peer import Peer, c_string
+from ._plan import token_range
 
 if TYPE_CHECKING:
     from ._operations import Operation
-    from ._peer import Peer
 
 
 @dataclass(eq=False)
@@ -90,6 +93,35 @@ def ticket_info(ticket: bytes) -> TicketInfo:
     check(lib.kvlink_ticket_info(ticket, len(ticket), info))
     texts = (info.address.decode(), info.instance.decode(), info.request.decode())
     return TicketInfo(info.rank, info.incarnation, info.tokens, *texts)
+
+
+def ticket_write(like: bytes, request: str, blocks: Sequence[Any], tokens: int) -> bytes:
+    """The ticket of an offer that another process makes: that of a scheduler whose workers have the agents.
+
+    `like` is a ticket of the source (`Agent.ticket`); the ranks make this offer before the ticket is used, as the first
+    one of its request id.
+    """
+    keep: list[Any] = []
+    lists = block_lists(blocks, "blocks", keep)
+    offer = kvlink_offer_t(
+        struct_size=ctypes.sizeof(kvlink_offer_t),
+        request=c_string("request", request),
+        blocks=ctypes.addressof(lists),
+        num_blocks=len(lists),
+        tokens=token_range(0, None, tokens)[2],
+    )
+    return copied(lambda buffer, cap, size: lib.kvlink_ticket_write(like, len(like), offer, buffer, cap, size))
+
+
+def copied(call: Callable[[Any, int, Any], int]) -> bytes:
+    """Bytes that a call copies into a buffer, which it is given a second time if the first was too small."""
+    size, buffer = ctypes.c_size_t(), ctypes.create_string_buffer(1024)
+    status = call(buffer, len(buffer), size)
+    if status == Status.BUFFER_TOO_SMALL:
+        buffer = ctypes.create_string_buffer(size.value)
+        status = call(buffer, len(buffer), size)
+    check(status)
+    return buffer.raw[: size.value]
 
 
 def event_of(raw: Any, operation: Operation[Any] | None, peer: Peer | None) -> Event:

@@ -1,0 +1,31 @@
+"""What tests with real servers share."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+# Lengths that end inside, at and behind blocks; longer than a window, and than a chunk of prefill.
+LENGTHS = (17, 100, 129, 333, 600)
+
+
+@pytest.fixture
+def logs(request: pytest.FixtureRequest) -> Path:
+    """Where the servers of a test write what they say."""
+    name = re.sub(r"[^-\w]+", "-", request.node.name).strip("-")
+    where = Path(os.environ["KVLINK_TEST_DIR"]) / name
+    where.mkdir(parents=True, exist_ok=True)
+    for old in where.glob("*.log"):
+        old.unlink()
+    return where
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Five prompts."""
+    numbers = random.Random(5)
+    return [[numbers.randrange(256) for _ in range(length)] for length in LENGTHS]
