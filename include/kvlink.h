@@ -377,6 +377,10 @@ enum kvlink_event_kind
      * The connection to a router was made (KVLINK_OK) or lost, or cannot be made; id: the registration.
      */
     KVLINK_EVENT_ROUTER = 9,
+    /**
+     * A worker of vLLM's MoRIIOConnector said something (id 0), or an exchange with one ended (id: the exchange).
+     */
+    KVLINK_EVENT_MORIIO = 10,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -1578,7 +1582,7 @@ typedef struct kvlink_event_t {
      */
     uint64_t user_data;
     /**
-     * Id of the transfer, offer, accept or registration; 0: none.
+     * Id of the transfer, offer, accept, registration or exchange; 0: none.
      */
     uint64_t id;
     /**
@@ -1964,7 +1968,7 @@ kvlink_status_t kvlink_write_blocks(const struct kvlink_agent_t *agent,
                                     uint64_t *out_transfer);
 
 /**
- * Ends a transfer, an offer or an accept early. Its event still comes, when nothing touches its blocks any more, and says
+ * Ends a transfer, an offer, an accept or an exchange early. Its event still comes, when nothing touches its blocks any more, and says
  * what really happened. Any thread.
  *
  * Errors: KVLINK_E_BAD_HANDLE (it has ended already, or never was), KVLINK_E_POISONED.
