@@ -377,6 +377,10 @@ enum kvlink_event_kind
      * The connection to a router was made (KVLINK_OK) or lost, or cannot be made; id: the registration.
      */
     KVLINK_EVENT_ROUTER = 9,
+    /**
+     * A worker of vLLM's MoRIIOConnector said something (id 0), or an exchange with one ended (id: the exchange).
+     */
+    KVLINK_EVENT_MORIIO = 10,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -1605,6 +1609,60 @@ typedef struct kvlink_router_params_t {
 } kvlink_router_params_t;
 
 /**
+ * A worker as workers of vLLM's MoRIIOConnector shall see it.
+ */
+typedef struct kvlink_moriio_t {
+    /**
+     * sizeof(kvlink_moriio_t); set by the caller.
+     */
+    uint32_t struct_size;
+    /**
+     * A kvlink_role: prefill is vLLM's producer, decode its consumer.
+     */
+    uint32_t role;
+    /**
+     * First handshake port of the instance; 0: nobody can ask.
+     */
+    uint32_t handshake_port;
+    /**
+     * First notify port of the instance; 0: nobody can tell.
+     */
+    uint32_t notify_port;
+    /**
+     * Data-parallel rank on this host.
+     */
+    uint32_t dp_rank;
+    /**
+     * Data-parallel size on this host; 0: 1.
+     */
+    uint32_t dp_size;
+    /**
+     * Tensor-parallel rank.
+     */
+    uint32_t tp_rank;
+    /**
+     * Tensor-parallel size; 0: 1.
+     */
+    uint32_t tp_size;
+    /**
+     * Host to listen on; NULL: 127.0.0.1. Others need the agent's allow_remote: nobody is authenticated.
+     */
+    const char *host;
+    /**
+     * What it says on its handshake port: JSON as docs/moriio.md has it.
+     */
+    const void *handshake;
+    /**
+     * Bytes of the handshake.
+     */
+    size_t handshake_len;
+    /**
+     * Comes with the events of what others say.
+     */
+    uint64_t user_data;
+} kvlink_moriio_t;
+
+/**
  * One event: 64 bytes, frozen.
  */
 typedef struct kvlink_event_t {
@@ -1621,7 +1679,7 @@ typedef struct kvlink_event_t {
      */
     uint64_t user_data;
     /**
-     * Id of the transfer, offer, accept or registration; 0: none.
+     * Id of the transfer, offer, accept, registration or exchange; 0: none.
      */
     uint64_t id;
     /**
@@ -2025,7 +2083,7 @@ kvlink_status_t kvlink_write_blocks(const struct kvlink_agent_t *agent,
                                     uint64_t *out_transfer);
 
 /**
- * Ends a transfer, an offer or an accept early. Its event still comes, when nothing touches its blocks any more, and says
+ * Ends a transfer, an offer, an accept or an exchange early. Its event still comes, when nothing touches its blocks any more, and says
  * what really happened. Any thread.
  *
  * Errors: KVLINK_E_BAD_HANDLE (it has ended already, or never was), KVLINK_E_POISONED.
@@ -2141,6 +2199,61 @@ kvlink_status_t kvlink_router_params(const char *json,
                                      void *ticket,
                                      size_t cap,
                                      size_t *ticket_len);
+
+/**
+ * Opens the one worker that an agent can be opposite workers of vLLM's MoRIIOConnector: it listens on base + dp_rank +
+ * tp_rank, as they do.
+ *
+ * What others say on the notify port comes as KVLINK_EVENT_MORIIO with the struct's `user_data`, id 0 and the message as
+ * JSON; with KVLINK_E_PROTOCOL and a text if it cannot be. Any thread.
+ *
+ * Errors: KVLINK_E_INVALID_ARGUMENT (also dp_size and tp_size both above 1: ranks would share ports),
+ * KVLINK_E_UNKNOWN_ENUM, KVLINK_E_WRONG_STATE (one is open), KVLINK_E_ADDRESS, KVLINK_E_SYSTEM, KVLINK_E_BAD_HANDLE,
+ * KVLINK_E_NULL_POINTER, KVLINK_E_STRUCT_SIZE, KVLINK_E_POISONED.
+ */
+kvlink_status_t kvlink_moriio_open(const struct kvlink_agent_t *agent,
+                                   const struct kvlink_moriio_t *worker);
+
+/**
+ * Closes the worker. Exchanges that are under way end with KVLINK_E_CANCELLED; nothing comes afterwards. Any thread.
+ *
+ * Errors: KVLINK_E_WRONG_STATE (none is open), KVLINK_E_BAD_HANDLE, KVLINK_E_POISONED.
+ */
+kvlink_status_t kvlink_moriio_close(const struct kvlink_agent_t *agent);
+
+/**
+ * Asks the worker of vLLM whose handshake port is at `address` ("host:port", of its rank) who it is. Returns at once.
+ *
+ * Ends with one KVLINK_EVENT_MORIIO that carries `user_data`: with KVLINK_OK the payload is its handshake as JSON. Tries
+ * again until `timeout_ms` (0: 10000) have passed. Any thread.
+ *
+ * Errors: KVLINK_E_INVALID_ARGUMENT, KVLINK_E_LIMIT, KVLINK_E_WRONG_STATE (no worker is open), KVLINK_E_BAD_HANDLE,
+ * KVLINK_E_NULL_POINTER, KVLINK_E_POISONED.
+ */
+kvlink_status_t kvlink_moriio_meet(const struct kvlink_agent_t *agent,
+                                   const char *address,
+                                   uint32_t timeout_ms,
+                                   uint64_t user_data,
+                                   uint64_t *out_exchange);
+
+/**
+ * Tells the worker of vLLM whose notify port is at `address` ("host:port", of its rank) something: JSON as docs/moriio.md
+ * has it, which is checked, since vLLM's listener ends for ever on what it does not know. Returns at once.
+ *
+ * Ends with one KVLINK_EVENT_MORIIO that carries `user_data`: with KVLINK_OK the message has arrived; with
+ * KVLINK_E_PEER_DEAD it may have, and is not sent again, since workers count messages; otherwise it has not, within
+ * `timeout_ms` (0: 10000). Messages to one address arrive in order. The message is copied. Any thread.
+ *
+ * Errors: KVLINK_E_INVALID_ARGUMENT (also a message of the other role), KVLINK_E_LIMIT, KVLINK_E_WRONG_STATE (no worker is
+ * open), KVLINK_E_BAD_HANDLE, KVLINK_E_NULL_POINTER, KVLINK_E_POISONED.
+ */
+kvlink_status_t kvlink_moriio_send(const struct kvlink_agent_t *agent,
+                                   const char *address,
+                                   const void *message,
+                                   size_t len,
+                                   uint32_t timeout_ms,
+                                   uint64_t user_data,
+                                   uint64_t *out_exchange);
 
 /**
  * Takes up to `cap` events, oldest first; waits up to `timeout_ms` (0: not at all, KVLINK_FOREVER: without end) for the first.

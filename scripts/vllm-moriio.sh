@@ -5,7 +5,7 @@ set -eu
 version=0.33.0
 url=https://files.pythonhosted.org/packages/f7/25/aa5684e9c59d6fc75f78926b7f15e8d9adc7de2d9e6e7575b80776ad8169/vllm-$version.tar.gz
 sum=f4c33c2503d52bb411146afa9618a4f48bed68912f617e6803ac8d76e4c74112
-packages="aiohttp==3.14.5 hypercorn==0.18.0 msgpack==1.2.4 msgspec==0.22.0 pyzmq==27.3.0 quart==0.22.0 regex==2026.11.15"
+packages="aiohttp==3.14.5 hypercorn==0.18.0 msgpack==1.2.4 msgspec==0.22.0 numpy==2.4.6 pyzmq==27.3.0 quart==0.22.0 regex==2026.11.15"
 where=${XDG_CACHE_HOME:-$HOME/.cache}/kvlink/vllm-moriio-$version
 if [ "$(cat "$where/stamp" 2>/dev/null)" != "$packages" ]; then
     rm -rf "$where"

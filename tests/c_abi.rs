@@ -263,6 +263,10 @@ structs! {
         struct_size, timeout_ms, peer, request, blocks, num_blocks, token_begin, token_end, token_total, layer_first,
         layer_count, last, reserved, aux, aux_len, user_data,
     }
+    kvlink_moriio_t {
+        struct_size, role, handshake_port, notify_port, dp_rank, dp_size, tp_rank, tp_size, host, handshake, handshake_len,
+        user_data,
+    }
     kvlink_router_t {
         struct_size, role, mode, beat_ms, dp_size, tp_size, discovery, http_address, zmq_address, user_data,
     }

@@ -8,7 +8,7 @@ fn generate() -> String {
     let mut builder = cbindgen::Builder::new().with_config(config);
     for file in [
         "version", "guard", "types", "handle", "layout", "form", "plan", "memory", "config", "agent", "peer",
-        "request", "router", "event",
+        "request", "router", "moriio", "event",
     ] {
         builder = builder.with_src(root.join(format!("src/ffi/{file}.rs")));
     }

@@ -14,7 +14,7 @@ import (
 )
 
 // Event is what happens without a call that waits for it: a [Notification], [PeerDown],
-// [RouterState] or [AgentFailed].
+// [RouterState], [MoriioMessage] or [AgentFailed].
 type Event interface{ event() }
 
 // Notification is a message of a peer's engine.
@@ -178,6 +178,14 @@ func (a *Agent) dispatch(c *C.kvlink_event_t) error {
 		a.report(PeerDown{a.peer(e.peer), e.rank, e.err("kvlink_poll")})
 	case C.KVLINK_EVENT_ROUTER:
 		a.report(RouterState{Registration{a, e.id}, e.err("kvlink_router_attach")})
+	case C.KVLINK_EVENT_MORIIO:
+		if o := a.take(uint64(c.user_data)); o != nil {
+			o.finish(e, e.err(o.call))
+		} else if err := e.err("kvlink_poll"); err != nil {
+			a.report(MoriioMessage{nil, err})
+		} else {
+			a.report(MoriioMessage{e.payload, nil})
+		}
 	case C.KVLINK_EVENT_AGENT_FAILED:
 		return e.err("kvlink_poll")
 	}

@@ -83,6 +83,13 @@ GO_CALL(kvlink_router_answer, (const kvlink_router_answer_t *r, char *buf, size_
 GO_CALL(kvlink_router_params, (const char *json, size_t n, kvlink_router_params_t *out, void *buf, size_t cap,
         size_t *len), (json, n, out, buf, cap, len))
 
+GO_CALL(kvlink_moriio_open, (const kvlink_agent_t *a, const kvlink_moriio_t *w), (a, w))
+GO_CALL(kvlink_moriio_close, (const kvlink_agent_t *a), (a))
+GO_CALL(kvlink_moriio_meet, (const kvlink_agent_t *a, const char *address, uint32_t timeout_ms, uint64_t user_data,
+        uint64_t *out), (a, address, timeout_ms, user_data, out))
+GO_CALL(kvlink_moriio_send, (const kvlink_agent_t *a, const char *address, const void *message, size_t len,
+        uint32_t timeout_ms, uint64_t user_data, uint64_t *out), (a, address, message, len, timeout_ms, user_data, out))
+
 GO_CALL(kvlink_poll, (const kvlink_agent_t *a, kvlink_event_t *events, size_t cap, int timeout_ms, size_t *n),
         (a, events, cap, timeout_ms, n))
 GO_CALL(kvlink_event_fd, (const kvlink_agent_t *a, int *out), (a, out))

@@ -32,6 +32,7 @@ using OfferId = Id<struct OfferKind>;
 using AcceptId = Id<struct AcceptKind>;
 using TransferId = Id<struct TransferKind>;
 using RegistrationId = Id<struct RegistrationKind>;
+using ExchangeId = Id<struct ExchangeKind>;
 
 enum class Direction : std::uint32_t {
     both = KVLINK_DIRECTION_BOTH,
@@ -49,6 +50,7 @@ enum class EventKind : std::uint32_t {
     peer_down = KVLINK_EVENT_PEER_DOWN,
     agent_failed = KVLINK_EVENT_AGENT_FAILED,
     router = KVLINK_EVENT_ROUTER,
+    moriio = KVLINK_EVENT_MORIIO,
 };
 
 enum class Role : std::uint32_t {
@@ -117,6 +119,20 @@ struct Router {
     std::uint32_t dp_size = 0;
     std::uint32_t tp_size = 0;
     std::uint32_t beat_ms = 0;
+    std::uint64_t user_data = 0;
+};
+
+/* A kvlink_moriio_t: a worker as workers of vLLM's MoRIIOConnector shall see it. */
+struct Moriio {
+    Role role = Role::prefill;
+    std::uint32_t handshake_port = 0;
+    std::uint32_t notify_port = 0;
+    std::uint32_t dp_rank = 0;
+    std::uint32_t dp_size = 0;
+    std::uint32_t tp_rank = 0;
+    std::uint32_t tp_size = 0;
+    std::string host;
+    std::string handshake; /* JSON */
     std::uint64_t user_data = 0;
 };
 
@@ -194,6 +210,9 @@ public:
     AcceptId accept() const noexcept { return id<AcceptId>(EventKind::received); }
 
     RegistrationId registration() const noexcept { return id<RegistrationId>(EventKind::router); }
+
+    /* None if others said something. */
+    ExchangeId exchange() const noexcept { return id<ExchangeId>(EventKind::moriio); }
 
     PeerId peer() const noexcept { return PeerId(c().peer); }
     std::uint32_t rank() const noexcept { return c().rank; }
@@ -291,6 +310,29 @@ public:
         return detail::result(::kvlink_router_detach(c_handle(), registration.value()));
     }
 
+    /* What others say comes as EventKind::moriio without an exchange. */
+    Result<void> open_moriio(const Moriio& worker) const;
+    Result<void> close_moriio() const { return detail::result(::kvlink_moriio_close(c_handle())); }
+
+    /* Ends with EventKind::moriio, whose payload is the other worker's handshake as JSON. */
+    Result<ExchangeId> meet_moriio(const std::string& address, std::uint32_t timeout_ms = 0,
+                                   std::uint64_t user_data = 0) const
+    {
+        return id<ExchangeId>([&](std::uint64_t* exchange) {
+            return ::kvlink_moriio_meet(c_handle(), address.c_str(), timeout_ms, user_data, exchange);
+        });
+    }
+
+    /* Ends with EventKind::moriio when the message, JSON, has arrived. */
+    Result<ExchangeId> send_moriio(const std::string& address, std::string_view message, std::uint32_t timeout_ms = 0,
+                                   std::uint64_t user_data = 0) const
+    {
+        return id<ExchangeId>([&](std::uint64_t* exchange) {
+            return ::kvlink_moriio_send(c_handle(), address.c_str(), message.data(), message.size(), timeout_ms, user_data,
+                                        exchange);
+        });
+    }
+
     /* Ends with EventKind::released. */
     Result<OfferId> offer(const Offer& offer) const;
 
@@ -315,6 +357,7 @@ public:
     Result<void> cancel(TransferId transfer) const { return cancel_any(transfer.value()); }
     Result<void> cancel(OfferId offer) const { return cancel_any(offer.value()); }
     Result<void> cancel(AcceptId accept) const { return cancel_any(accept.value()); }
+    Result<void> cancel(ExchangeId exchange) const { return cancel_any(exchange.value()); }
 
     /* Blocks of a group that a failed read left without valid data. */
     Result<std::vector<std::uint32_t>> failed_blocks(TransferId transfer, std::uint32_t group) const
@@ -468,6 +511,24 @@ inline Result<Agent> Agent::create(const AgentConfig& config, const Layout& layo
     kvlink_agent_t* agent = nullptr;
     const kvlink_status_t status = ::kvlink_agent_create(&c, layout.c_handle(), &agent);
     return detail::result(status, Agent(agent));
+}
+
+inline Result<void> Agent::open_moriio(const Moriio& worker) const
+{
+    kvlink_moriio_t c{};
+    c.struct_size = sizeof c;
+    c.role = static_cast<std::uint32_t>(worker.role);
+    c.handshake_port = worker.handshake_port;
+    c.notify_port = worker.notify_port;
+    c.dp_rank = worker.dp_rank;
+    c.dp_size = worker.dp_size;
+    c.tp_rank = worker.tp_rank;
+    c.tp_size = worker.tp_size;
+    c.host = detail::optional_text(worker.host);
+    c.handshake = worker.handshake.data();
+    c.handshake_len = worker.handshake.size();
+    c.user_data = worker.user_data;
+    return detail::result(::kvlink_moriio_open(c_handle(), &c));
 }
 
 inline Result<RegistrationId> Agent::attach_router(const Router& router) const

@@ -4,7 +4,7 @@ use super::net::Order;
 use super::{Agent, Shared};
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
-use crate::proto::{AcceptArgs, Direction, Endpoint, Id, Offer, ReadArgs, WriteArgs};
+use crate::proto::{AcceptArgs, Direction, Endpoint, Id, Kind, Offer, ReadArgs, WriteArgs};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -195,11 +195,14 @@ impl Agent {
         self.call(|e, _| e.notify(peer, rank, payload, after))
     }
 
-    /// Ends a transfer, an offer or an accept early; see [`Endpoint::cancel`].
+    /// Ends a transfer, an offer, an accept or an exchange early; see [`Endpoint::cancel`].
     ///
     /// # Errors
     /// [`Status::BadHandle`].
     pub fn cancel(&self, id: Id) -> Result<()> {
+        if id.kind() == Some(Kind::Exchange) {
+            return self.cancel_moriio(id);
+        }
         self.call(|e, now| e.cancel(now, id))
     }
 

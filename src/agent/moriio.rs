@@ -83,6 +83,10 @@ struct State {
 
 impl Worker {
     fn open(shared: Arc<Shared>, config: MoriioConfig, remote: bool, max_events: usize, seed: u64) -> Result<Worker> {
+        if config.args.handshake.is_some() != (config.handshake_port != 0) {
+            let text = "a handshake and a handshake port are given together, or neither";
+            return Err(Error::new(Status::InvalidArgument, text));
+        }
         let mut listeners = Vec::new();
         for (key, base) in [(HANDSHAKE, config.handshake_port), (NOTIFY, config.notify_port)] {
             if base != 0 {
@@ -121,11 +125,11 @@ impl Worker {
         let _ = self.thread.join();
     }
 
-    /// Begins an exchange.
-    fn begin(&self, call: impl FnOnce(&mut Moriio, Instant) -> Result<Id>) -> Result<Id> {
-        let id = call(&mut self.inner.state.lock().moriio, Instant::now())?;
+    /// Begins an exchange, or ends one.
+    fn begin<T>(&self, call: impl FnOnce(&mut Moriio, Instant) -> Result<T>) -> Result<T> {
+        let done = call(&mut self.inner.state.lock().moriio, Instant::now())?;
         self.inner.arrivals.wake();
-        Ok(id)
+        Ok(done)
     }
 }
 
@@ -300,6 +304,13 @@ impl Agent {
         self.check()?;
         let worker = self.moriio.lock();
         worker.as_ref().ok_or_else(closed)?.begin(|m, now| m.meet(now, address, timeout, user_data))
+    }
+
+    /// Ends an exchange early; see [`Moriio::cancel`].
+    pub(super) fn cancel_moriio(&self, id: Id) -> Result<()> {
+        self.check()?;
+        let stale = || Error::new(Status::BadHandle, format!("exchange {:#x} has ended with its worker", id.0));
+        self.moriio.lock().as_ref().ok_or_else(stale)?.begin(|m, _| m.cancel(id))
     }
 
     /// Tells a worker of vLLM something; see [`Moriio::send`].

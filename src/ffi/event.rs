@@ -31,6 +31,8 @@ pub enum kvlink_event_kind {
     KVLINK_EVENT_AGENT_FAILED = 8,
     /// The connection to a router was made (KVLINK_OK) or lost, or cannot be made; id: the registration.
     KVLINK_EVENT_ROUTER = 9,
+    /// A worker of vLLM's MoRIIOConnector said something (id 0), or an exchange with one ended (id: the exchange).
+    KVLINK_EVENT_MORIIO = 10,
 }
 
 /// One event: 64 bytes, frozen.
@@ -43,7 +45,7 @@ pub struct kvlink_event_t {
     pub status: i32,
     /// The caller's value.
     pub user_data: u64,
-    /// Id of the transfer, offer, accept or registration; 0: none.
+    /// Id of the transfer, offer, accept, registration or exchange; 0: none.
     pub id: u64,
     /// Id of the peer; 0: none.
     pub peer: u64,

@@ -368,7 +368,7 @@ pub unsafe extern "C" fn kvlink_write_blocks(
     })
 }
 
-/// Ends a transfer, an offer or an accept early. Its event still comes, when nothing touches its blocks any more, and says
+/// Ends a transfer, an offer, an accept or an exchange early. Its event still comes, when nothing touches its blocks any more, and says
 /// what really happened. Any thread.
 ///
 /// Errors: KVLINK_E_BAD_HANDLE (it has ended already, or never was), KVLINK_E_POISONED.

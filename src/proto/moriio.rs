@@ -164,6 +164,33 @@ impl Moriio {
         Ok(id)
     }
 
+    /// Ends an exchange early: its event says that it was cancelled, or what became of a message that has been sent.
+    ///
+    /// # Errors
+    /// [`Status::BadHandle`]: it has ended, or never was.
+    pub fn cancel(&mut self, id: Id) -> Result<()> {
+        if self.exchanges.get(id).is_none() {
+            let text = format!("exchange {:#x} has ended already, is foreign or never was", id.0);
+            return Err(Error::new(Status::BadHandle, text));
+        }
+        let cancelled = Error::new(Status::Cancelled, "the engine does not want it any more");
+        for link in self.links.keys().copied().collect::<Vec<_>>() {
+            match self.links.get_mut(&link) {
+                Some(Link::Meeting { exchange, .. }) if exchange.id == id => {
+                    self.end_meeting(link, Err(cancelled.clone()));
+                }
+                Some(Link::Line { waiting, .. }) => {
+                    let at = waiting.iter().position(|(e, _)| e.id == id);
+                    if let Some((exchange, _)) = at.and_then(|at| waiting.remove(at)) {
+                        self.end(exchange, Err(cancelled.clone()));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Somebody connected to one of our ports. `None`: there are too many.
     pub fn handle_accepted(&mut self, now: Instant, port: MoriioPort) -> Option<LinkId> {
         let callers = self.links.values().filter(|l| matches!(l, Link::Caller { .. })).count();

@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -174,6 +175,120 @@ static void a_ticket_travels_in_an_answer(void)
     CHECK_STATUS(kvlink_router_answer(&answer, json, sizeof json, &len), KVLINK_E_NULL_POINTER);
 }
 
+#define HANDSHAKE                                                                                                      \
+    "{\"engine_id\":\"127.0.0.1:6301\",\"agent_metadata\":\"AAEC\",\"kv_caches_base_addr\":[1],\"num_blocks\":2,"                \
+    "\"block_len\":3,\"attn_backend_name\":\"X\",\"layers\":[{\"layer\":\"l0\",\"regions\":[\"AAEC\"]}]}"
+#define DONE "{\"type\":\"write_done\",\"transfer_id\":\"tx-1\",\"num_writers\":2}"
+
+/* A free port of this host. */
+static uint32_t free_port(char *address, size_t cap)
+{
+    closed_port(address, cap);
+    return (uint32_t)strtoul(strrchr(address, ':') + 1, NULL, 10);
+}
+
+static kvlink_moriio_t worker_of(uint32_t role)
+{
+    kvlink_moriio_t worker;
+    memset(&worker, 0, sizeof worker);
+    worker.struct_size = sizeof worker;
+    worker.role = role;
+    worker.user_data = 5;
+    return worker;
+}
+
+static void workers_meet_and_tell(void)
+{
+    rank_t other = start_simple("other");
+    char meet_at[64], tell_at[64];
+    kvlink_moriio_t decode = worker_of(KVLINK_ROLE_DECODE), prefill = worker_of(KVLINK_ROLE_PREFILL);
+    kvlink_event_t e;
+    uint64_t id = 0;
+    decode.handshake_port = free_port(meet_at, sizeof meet_at);
+    decode.notify_port = free_port(tell_at, sizeof tell_at);
+    decode.handshake = HANDSHAKE;
+    decode.handshake_len = strlen(HANDSHAKE);
+    CHECK_OK(kvlink_moriio_open(r.agent, &decode));
+    CHECK_STATUS(kvlink_moriio_open(r.agent, &decode), KVLINK_E_WRONG_STATE);
+    CHECK_OK(kvlink_moriio_open(other.agent, &prefill));
+
+    CHECK_OK(kvlink_moriio_meet(other.agent, meet_at, 0, 7, &id));
+    e = wait_for(&other, KVLINK_EVENT_MORIIO);
+    CHECK_EQ(e.status, KVLINK_OK);
+    CHECK(e.id == id && e.user_data == 7);
+    CHECK(strcmp(last_payload(), HANDSHAKE) == 0);
+    CHECK_OK(kvlink_moriio_send(other.agent, tell_at, DONE, strlen(DONE), 0, 8, &id));
+    e = wait_for(&other, KVLINK_EVENT_MORIIO);
+    CHECK_EQ(e.status, KVLINK_OK);
+    CHECK(e.id == id && e.user_data == 8 && e.payload_len == 0);
+    e = wait_for(&r, KVLINK_EVENT_MORIIO);
+    CHECK_EQ(e.status, KVLINK_OK);
+    CHECK(e.id == 0 && e.user_data == 5);
+    CHECK(strcmp(last_payload(), DONE) == 0);
+
+    CHECK_OK(kvlink_moriio_close(r.agent));
+    CHECK_STATUS(kvlink_moriio_close(r.agent), KVLINK_E_WRONG_STATE);
+    CHECK_OK(kvlink_moriio_meet(other.agent, meet_at, 100, 9, &id));
+    e = wait_for(&other, KVLINK_EVENT_MORIIO);
+    CHECK_EQ(e.status, KVLINK_E_UNREACHABLE);
+    CHECK_HAS(last_payload(), meet_at);
+    CHECK_OK(kvlink_moriio_meet(other.agent, meet_at, 0, 9, &id));
+    CHECK_OK(kvlink_cancel(other.agent, id));
+    e = wait_for(&other, KVLINK_EVENT_MORIIO);
+    CHECK_EQ(e.status, KVLINK_E_CANCELLED);
+    CHECK_STATUS(kvlink_cancel(other.agent, id), KVLINK_E_BAD_HANDLE);
+    /* What waits when an agent ends does no harm. */
+    CHECK_OK(kvlink_moriio_meet(other.agent, meet_at, 0, 9, &id));
+    stop(&other);
+}
+
+static void impossible_workers_and_messages_are_refused(void)
+{
+    char at[64];
+    kvlink_moriio_t good = worker_of(KVLINK_ROLE_DECODE), bad;
+    uint64_t id = 5;
+    good.notify_port = free_port(at, sizeof at);
+    CHECK_STATUS(kvlink_moriio_open(NULL, &good), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_moriio_open(r.agent, NULL), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_moriio_close(NULL), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_moriio_meet(r.agent, at, 0, 0, &id), KVLINK_E_WRONG_STATE);
+#define UNFIT(field, value, status)                                                                                    \
+    bad = good;                                                                                                        \
+    bad.field = value;                                                                                                 \
+    CHECK_STATUS(kvlink_moriio_open(r.agent, &bad), status)
+    UNFIT(struct_size, 4, KVLINK_E_STRUCT_SIZE);
+    UNFIT(role, 2, KVLINK_E_UNKNOWN_ENUM);
+    UNFIT(handshake_port, 1, KVLINK_E_INVALID_ARGUMENT);
+    UNFIT(notify_port, 65536, KVLINK_E_INVALID_ARGUMENT);
+    UNFIT(handshake_len, 1, KVLINK_E_NULL_POINTER);
+    UNFIT(tp_rank, 1, KVLINK_E_INVALID_ARGUMENT);
+    UNFIT(dp_rank, 1, KVLINK_E_INVALID_ARGUMENT);
+    UNFIT(host, "0.0.0.0", KVLINK_E_ADDRESS);
+    bad = good;
+    bad.dp_size = bad.tp_size = 2;
+    CHECK_STATUS(kvlink_moriio_open(r.agent, &bad), KVLINK_E_INVALID_ARGUMENT);
+    bad = good;
+    bad.handshake_port = free_port(at, sizeof at);
+    bad.handshake = "{}";
+    bad.handshake_len = 2;
+    CHECK_STATUS(kvlink_moriio_open(r.agent, &bad), KVLINK_E_INVALID_ARGUMENT);
+
+    CHECK_OK(kvlink_moriio_open(r.agent, &good));
+    CHECK_STATUS(kvlink_moriio_meet(NULL, at, 0, 0, &id), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_moriio_meet(r.agent, NULL, 0, 0, &id), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_moriio_meet(r.agent, at, 0, 0, NULL), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_moriio_meet(r.agent, "nowhere", 0, 0, &id), KVLINK_E_INVALID_ARGUMENT);
+    CHECK_STATUS(kvlink_moriio_send(r.agent, NULL, DONE, strlen(DONE), 0, 0, &id), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_moriio_send(r.agent, at, NULL, 2, 0, 0, &id), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_moriio_send(r.agent, at, DONE, strlen(DONE), 0, 0, NULL), KVLINK_E_NULL_POINTER);
+    CHECK_STATUS(kvlink_moriio_send(r.agent, at, "{}", 2, 0, 0, &id), KVLINK_E_INVALID_ARGUMENT);
+    /* A decode worker has written nothing. */
+    CHECK_STATUS(kvlink_moriio_send(r.agent, at, DONE, strlen(DONE), 0, 0, &id), KVLINK_E_INVALID_ARGUMENT);
+    CHECK_EQ(id, 5);
+    quiet(&r);
+    CHECK_OK(kvlink_moriio_close(r.agent));
+}
+
 int main(void)
 {
     r = start_simple("instance");
@@ -182,6 +297,8 @@ int main(void)
     RUN(addresses_and_ports);
     RUN(request_ids);
     RUN(a_ticket_travels_in_an_answer);
+    RUN(workers_meet_and_tell);
+    RUN(impossible_workers_and_messages_are_refused);
     stop(&r);
     return 0;
 }

@@ -64,9 +64,39 @@ static void a_registration_tells_what_becomes_of_it()
     FAILS(rank.agent.attach_router(router), Status::invalid_argument, "http_address");
 }
 
+static void a_worker_opposite_those_of_vllm()
+{
+    Rank rank("instance");
+    kvlink::Moriio worker;
+    worker.role = kvlink::Role::decode;
+    worker.tp_rank = 1;
+    FAILS(rank.agent.close_moriio(), Status::wrong_state, "no worker");
+    worker.handshake = "{}";
+    FAILS(rank.agent.open_moriio(worker), Status::invalid_argument, "engine_id");
+    worker.handshake.clear();
+    worker.host = "0.0.0.0";
+    worker.notify_port = 1;
+    worker.tp_size = 2;
+    FAILS(rank.agent.open_moriio(worker), Status::address, "0.0.0.0:2");
+    worker.notify_port = 0;
+    OK(rank.agent.open_moriio(worker));
+    // Nobody listens there.
+    const kvlink::ExchangeId met = OK(rank.agent.meet_moriio("127.0.0.1:1", 1, 5));
+    const kvlink::Event event = rank.wait(kvlink::EventKind::moriio);
+    CHECK(event.exchange() == met && event.user_data() == 5);
+    FAILS(event.result(), Status::unreachable, "127.0.0.1:1");
+    const char release[] = R"({"type":"release","transfer_id":"tx-1"})";
+    const kvlink::ExchangeId told = OK(rank.agent.send_moriio("127.0.0.1:1", release));
+    OK(rank.agent.cancel(told));
+    FAILS(rank.wait(kvlink::EventKind::moriio).result(), Status::cancelled, "release of tx-1");
+    FAILS(rank.agent.send_moriio("127.0.0.1:1", "{}"), Status::invalid_argument, "type");
+    OK(rank.agent.close_moriio());
+}
+
 int main()
 {
     RUN(addresses_ports_and_request_ids);
     RUN(a_ticket_travels_in_an_answer);
     RUN(a_registration_tells_what_becomes_of_it);
+    RUN(a_worker_opposite_those_of_vllm);
 }

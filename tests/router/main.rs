@@ -3,6 +3,7 @@
 #[allow(dead_code, reason = "other tests look for more")]
 #[path = "../tools/mod.rs"]
 mod tools;
+mod vllm;
 
 use kvlink::agent::{Agent, AgentConfig};
 use kvlink::error::Status;
@@ -10,7 +11,7 @@ use kvlink::layout::model::{Cache, Layers, Model, Placement};
 use kvlink::layout::{DType, Element, Layout};
 use kvlink::proto::{Event, EventKind, Id, RouterArgs};
 use kvlink::wire::moriio::{Register, Role, TransferMode, ZmqAddress};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -47,6 +48,10 @@ impl Process {
     fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.0);
         kill_process(pid, signal).unwrap();
+        if signal == Signal::STOP {
+            // Its threads stop one after the other.
+            waitpid(Some(pid), WaitOptions::UNTRACED).unwrap();
+        }
     }
 }
 

@@ -41,7 +41,7 @@ from ._events import Event, Moved, Notification, Received, Statistics, TicketInf
 from ._layout import Finding, Layout
 from ._library import lib as _lib
 from ._notifications import Notifications
-from ._operations import Accept, Handshake, Offer, Operation, Transfer
+from ._operations import Accept, Exchange, Handshake, Offer, Operation, Transfer
 from ._peer import Peer
 from ._pieces import Attention, Axis, Extent, Group, Part, Record, Section, State, Tensor
 from ._plan import Plan, Span, Spans
@@ -66,6 +66,7 @@ __all__ = [
     "Error",
     "Event",
     "EventKind",
+    "Exchange",
     "Extent",
     "Finding",
     "Group",

@@ -103,6 +103,7 @@ class EventKind(enum.IntEnum):
     PEER_DOWN = 7
     AGENT_FAILED = 8
     ROUTER = 9
+    MORIIO = 10
 
 
 class Role(enum.IntEnum):
@@ -491,6 +492,23 @@ class kvlink_router_params_t(ctypes.Structure):
     ]
 
 
+class kvlink_moriio_t(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_uint32),
+        ("role", ctypes.c_uint32),
+        ("handshake_port", ctypes.c_uint32),
+        ("notify_port", ctypes.c_uint32),
+        ("dp_rank", ctypes.c_uint32),
+        ("dp_size", ctypes.c_uint32),
+        ("tp_rank", ctypes.c_uint32),
+        ("tp_size", ctypes.c_uint32),
+        ("host", ctypes.c_char_p),
+        ("handshake", ctypes.c_void_p),  # void*
+        ("handshake_len", ctypes.c_size_t),
+        ("user_data", ctypes.c_uint64),
+    ]
+
+
 class kvlink_event_t(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_uint32),
@@ -679,6 +697,24 @@ PROTOTYPES = {
             ctypes.c_void_p,
             ctypes.c_size_t,
             ctypes.POINTER(ctypes.c_size_t),
+        ],
+    ),
+    "kvlink_moriio_open": (ctypes.c_int32, [ctypes.c_void_p, ctypes.POINTER(kvlink_moriio_t)]),
+    "kvlink_moriio_close": (ctypes.c_int32, [ctypes.c_void_p]),
+    "kvlink_moriio_meet": (
+        ctypes.c_int32,
+        [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64)],
+    ),
+    "kvlink_moriio_send": (
+        ctypes.c_int32,
+        [
+            ctypes.c_void_p,
+            ctypes.c_char_p,
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.c_uint32,
+            ctypes.c_uint64,
+            ctypes.POINTER(ctypes.c_uint64),
         ],
     ),
     "kvlink_poll": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import os
 import struct
 import threading
@@ -20,8 +21,9 @@ from ._errors import BadHandle, Cancelled, Error, InvalidArgument, Poisoned, Wro
 from ._events import Event, Statistics, copied, event_of
 from ._layout import Layout
 from ._library import lib
+from ._moriio import worker_of
 from ._notifications import Notifications
-from ._operations import Accept, Handshake, Offer, Operation, Transfer
+from ._operations import Accept, Exchange, Handshake, Offer, Operation, Transfer
 from ._peer import Peer, c_string, milliseconds, wake
 from ._plan import token_range
 from ._router import Registration, router_of
@@ -159,6 +161,8 @@ class Agent:
         self._ready_waiting: set[asyncio.Future[None]] = set()
         self._notifications: Notifications | None = None
         self._registrations: dict[int, Registration] = {}
+        #: Is told what workers of vLLM's MoRIIOConnector say.
+        self.on_moriio: Callable[[Event], None] | None = None
         # Who takes events: nobody yet, an event loop, or callers of poll.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._polled = False
@@ -284,6 +288,48 @@ class Agent:
     def _detach_router(self, registration: Registration) -> None:
         self._check(lib.kvlink_router_detach(self._handle, registration.id))
         self._registrations = {k: r for k, r in self._registrations.items() if r is not registration}
+
+    # Workers of vLLM's MoRIIOConnector.
+
+    def open_moriio(
+        self,
+        role: Role,
+        *,
+        handshake: Mapping[str, Any] | None = None,
+        host: str | None = None,
+        handshake_port: int = 0,
+        notify_port: int = 0,
+        dp: tuple[int, int] = (0, 1),
+        tp: tuple[int, int] = (0, 1),
+    ) -> None:
+        """Opens the one worker that an agent can be opposite workers of vLLM's MoRIIOConnector.
+
+        `handshake` is what it says on its handshake port, as docs/moriio.md has it; `dp` and `tp` are rank and size. What
+        others say comes as events of the kind MORIIO without an operation, from `poll` and to `on_moriio`.
+        """
+        worker, _keep = worker_of(role, handshake, host, (handshake_port, notify_port), dp, tp)
+        self._check(lib.kvlink_moriio_open(self._handle, worker))
+
+    def close_moriio(self) -> None:
+        """Closes it; exchanges that are under way are cancelled."""
+        self._check(lib.kvlink_moriio_close(self._handle))
+
+    def meet_moriio(self, address: str, *, timeout: float | None = None) -> Exchange:
+        """Asks the worker whose handshake port is at `address` who it is; the outcome is its handshake."""
+        where, time, number = c_string("address", address), milliseconds("timeout", timeout), ctypes.c_uint64()
+        exchange = Exchange(self, f"handshake with {address}")
+        self._begin(exchange, lambda key: lib.kvlink_moriio_meet(self._handle, where, time, key, number))
+        exchange.id = number.value
+        return exchange
+
+    def send_moriio(self, address: str, message: Mapping[str, Any], *, timeout: float | None = None) -> Exchange:
+        """Tells the worker whose notify port is at `address` something; it succeeds when the message has arrived."""
+        where, time, number = c_string("address", address), milliseconds("timeout", timeout), ctypes.c_uint64()
+        text = json.dumps(message).encode()
+        exchange = Exchange(self, f"message to {address}")
+        self._begin(exchange, lambda key: lib.kvlink_moriio_send(self._handle, where, text, len(text), time, key, number))
+        exchange.id = number.value
+        return exchange
 
     def _transfer(self, function: Any, request: Any, what: str) -> Transfer:
         return self._submit(Transfer(self, what), function, request)
@@ -439,6 +485,9 @@ class Agent:
             registration = self._registrations.get(raw.user_data)
             if registration is not None:
                 registration.event = event
+        elif event.kind == EventKind.MORIIO:
+            if self.on_moriio is not None:
+                self.on_moriio(event)
         elif event.kind == EventKind.READY:
             self._ready = event
             wake(self._ready_waiting)

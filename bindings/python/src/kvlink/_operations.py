@@ -8,6 +8,7 @@ operation has ended, however it ended, its blocks may be reused; only `Quarantin
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Generator
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -169,6 +170,13 @@ class Handshake(Operation[Peer]):
 
     def _request_cancel(self) -> None:
         self._agent._check(lib.kvlink_disconnect(self._agent._handle, self.peer.id), *_ENDED)
+
+
+class Exchange(Operation[Any]):
+    """An exchange with a worker of vLLM's MoRIIOConnector; its outcome is what that worker said, or None."""
+
+    def _outcome(self, event: Event) -> Any:
+        return json.loads(event.payload) if event.payload else None
 
 
 class Transfer(Operation[Moved]):

@@ -39,7 +39,7 @@ class ZmqAddress:
     def __str__(self) -> str:
         """As it travels: "host:10.0.0.1,handshake:6301,notify:61005"."""
         host = c_string("host", self.host)
-        return text_of(lib.kvlink_router_zmq_address, host, *_u32(handshake=self.handshake, notify=self.notify))
+        return text_of(lib.kvlink_router_zmq_address, host, *u32(handshake=self.handshake, notify=self.notify))
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class Route:
             if len(value) >= room:
                 raise InvalidArgument(f"{name} has {len(value)} bytes, at most {room - 1}")
             setattr(c, name, value)
-        c.prefill_handshake, c.prefill_notify = _u32(
+        c.prefill_handshake, c.prefill_notify = u32(
             prefill_handshake=self.prefill.handshake, prefill_notify=self.prefill.notify
         )
-        c.decode_handshake, c.decode_notify = _u32(
+        c.decode_handshake, c.decode_notify = u32(
             decode_handshake=self.decode.handshake, decode_notify=self.decode.notify
         )
         return text_of(lib.kvlink_route_format, c)
@@ -119,7 +119,7 @@ def router_answer(
 ) -> str:
     """The JSON text of a prefill instance's `kv_transfer_params` in READ mode."""
     held = ctypes.c_char_p(ticket)
-    ranks = _u32(dp_rank=dp_rank, dp_size=dp_size, tp_size=tp_size)
+    ranks = u32(dp_rank=dp_rank, dp_size=dp_size, tp_size=tp_size)
     c = kvlink_router_answer_t(
         struct_size=ctypes.sizeof(kvlink_router_answer_t),
         dp_rank=ranks[0],
@@ -136,7 +136,7 @@ def router_answer(
 def router_port(base: int, *, dp_rank: int = 0, dp_size: int = 1, tp_rank: int = 0, tp_size: int = 1) -> int:
     """The port of a rank, as vLLM's connector counts; refused where ranks would share one."""
     port = ctypes.c_uint32()
-    numbers = _u32(base=base, dp_rank=dp_rank, dp_size=dp_size, tp_rank=tp_rank, tp_size=tp_size)
+    numbers = u32(base=base, dp_rank=dp_rank, dp_size=dp_size, tp_rank=tp_rank, tp_size=tp_size)
     check(lib.kvlink_router_port(*numbers, port))
     return port.value
 
@@ -168,7 +168,7 @@ def router_of(
     beat: float | None,
 ) -> kvlink_router_t:
     """The struct that registers an instance."""
-    dp_size, tp_size = _u32(dp_size=sizes[0], tp_size=sizes[1])
+    dp_size, tp_size = u32(dp_size=sizes[0], tp_size=sizes[1])
     return kvlink_router_t(
         struct_size=ctypes.sizeof(kvlink_router_t),
         role=role,
@@ -182,7 +182,7 @@ def router_of(
     )
 
 
-def _u32(**numbers: int) -> list[int]:
+def u32(**numbers: int) -> list[int]:
     for name, number in numbers.items():
         if not 0 <= number < 1 << 32:
             raise InvalidArgument(f"{name} is {number}")
