@@ -49,7 +49,6 @@ def test_a_request_whose_prefill_server_died_is_computed_again(
         wanted = [decode.ask(prompt, TOKENS) for prompt in prompts[2:4]]
         assert_equal(disaggregated(prefill, decode, prompts[2], TOKENS), wanted[0], 1e-3)
         params = prefill.ask(prompts[3], 1, dict(PREFILL)).params
-        loaded = decode.loaded_tokens()
         prefill.kill()
         begun = time.monotonic()
         answers: list[Answer] = []
@@ -66,9 +65,8 @@ def test_a_request_whose_prefill_server_died_is_computed_again(
         assert time.monotonic() - begun < DEADLINE
         for answer in answers:
             assert answer.tokens == wanted[1].tokens
-        assert decode.metric("vllm:kvlink_failed_transfers_total") == 1
-        assert decode.metric("vllm:kv_cache_usage_perc") == 0
-        del loaded
+        until(lambda: decode.metric("vllm:kvlink_failed_transfers_total") == 1)
+        until(lambda: decode.metric("vllm:kv_cache_usage_perc") == 0)
 
 
 def test_what_is_given_up_is_freed(logs: Path, prompts: list[list[int]]) -> None:
@@ -110,7 +108,7 @@ def test_parameters_of_no_use_are_named_and_the_prompt_computed(logs: Path, prom
 @pytest.mark.parametrize(
     ("other", "findings"),
     [
-        ({"arguments": ["--dtype=bfloat16"]}, ("dtype destination bf16", "source f32")),
+        ({"arguments": ["--dtype=float16"]}, ("dtype destination f16, source f32",)),
         ({"model": "gemma3"}, ("gemma3", "llama")),
     ],
     ids=["element type", "model"],
