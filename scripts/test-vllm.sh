@@ -6,6 +6,8 @@ target=${CARGO_TARGET_DIR:-$root/target}
 where=$(sh "$root/scripts/vllm.sh") || exit 1
 export KVLINK_TEST_DIR=$target/vllm
 export KVLINK_LIBRARY=${KVLINK_LIBRARY:-$target/release/libkvlink.so}
+KVLINK_ROUTER=$(sh "$root/scripts/vllm-router.sh")/bin/vllm-router || exit 1
+export KVLINK_ROUTER
 export PYTHONPATH=$root/bindings/python/src
 mkdir -p "$KVLINK_TEST_DIR"
 report=$KVLINK_TEST_DIR/junit.xml

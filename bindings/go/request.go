@@ -38,14 +38,7 @@ type AcceptParams struct {
 func (a *Agent) Offer(params OfferParams) (*Offer, error) {
 	pin := pins{call: "kvlink_offer"}
 	defer pin.release()
-	c := C.kvlink_offer_t{
-		struct_size: C.sizeof_kvlink_offer_t,
-		lease_ms:    pin.millis("lease", params.Lease),
-		request:     pin.text("request", params.Request),
-		blocks:      pin.blocks(params.Blocks),
-		num_blocks:  C.size_t(len(params.Blocks)),
-		tokens:      C.uint64_t(params.Tokens),
-	}
+	c := pin.offer(params)
 	if pin.err != nil {
 		return nil, pin.err
 	}
@@ -59,14 +52,45 @@ func (a *Agent) Offer(params OfferParams) (*Offer, error) {
 	return &Offer{o}, nil
 }
 
+func (p *pins) offer(params OfferParams) C.kvlink_offer_t {
+	return C.kvlink_offer_t{
+		struct_size: C.sizeof_kvlink_offer_t,
+		lease_ms:    p.millis("lease", params.Lease),
+		request:     p.text("request", params.Request),
+		blocks:      p.blocks(params.Blocks),
+		num_blocks:  C.size_t(len(params.Blocks)),
+		tokens:      C.uint64_t(params.Tokens),
+	}
+}
+
+// Ticket is a ticket of no request, from which WriteTicket makes others.
+func (a *Agent) Ticket() ([]byte, error) { return a.ticket(0) }
+
+func (a *Agent) ticket(offer uint64) ([]byte, error) {
+	ticket, err := list("kvlink_ticket", make([]byte, 512), func(at *byte, cap C.size_t, n *C.size_t) C.go_result {
+		return C.go_kvlink_ticket(a.handle, C.uint64_t(offer), unsafe.Pointer(at), cap, n)
+	})
+	return ticket, a.reason(err)
+}
+
+// WriteTicket writes the ticket of an offer that another process makes, for a scheduler whose workers have the agents.
+// It is like another ticket of the source, and the ranks make the offer before it is used, as the first one of its request.
+func WriteTicket(like []byte, params OfferParams) ([]byte, error) {
+	pin := pins{call: "kvlink_ticket_write"}
+	defer pin.release()
+	c := pin.offer(params)
+	if pin.err != nil {
+		return nil, pin.err
+	}
+	return list(pin.call, make([]byte, 512), func(at *byte, cap C.size_t, n *C.size_t) C.go_result {
+		from := unsafe.Pointer(unsafe.SliceData(like))
+		return C.go_kvlink_ticket_write(from, C.size_t(len(like)), &c, unsafe.Pointer(at), cap, n)
+	})
+}
+
 // Ticket is what a sink needs to read the offer: opaque bytes. One ticket serves all ranks of both instances if the block
 // ids are the same on all ranks of the source.
-func (o *Offer) Ticket() ([]byte, error) {
-	ticket, err := list("kvlink_ticket", make([]byte, 512), func(at *byte, cap C.size_t, n *C.size_t) C.go_result {
-		return C.go_kvlink_ticket(o.agent.handle, C.uint64_t(o.id), unsafe.Pointer(at), cap, n)
-	})
-	return ticket, o.agent.reason(err)
-}
+func (o *Offer) Ticket() ([]byte, error) { return o.agent.ticket(o.id) }
 
 // Released waits until the blocks may be reused. Without an error all consumers have the data; with ErrLeaseExpired or
 // ErrCancelled those that had not finished are told that their data is stale.

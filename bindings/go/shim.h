@@ -64,6 +64,8 @@ GO_CALL(kvlink_offer, (const kvlink_agent_t *a, const kvlink_offer_t *o, uint64_
 GO_CALL(kvlink_ticket, (const kvlink_agent_t *a, uint64_t offer, void *buf, size_t cap, size_t *len),
         (a, offer, buf, cap, len))
 GO_CALL(kvlink_ticket_info, (const void *ticket, size_t len, kvlink_ticket_info_t *out), (ticket, len, out))
+GO_CALL(kvlink_ticket_write, (const void *like, size_t like_len, const kvlink_offer_t *o, void *buf, size_t cap, size_t *len),
+        (like, like_len, o, buf, cap, len))
 GO_CALL(kvlink_read_blocks, (const kvlink_agent_t *a, const kvlink_read_t *r, uint64_t *out), (a, r, out))
 GO_CALL(kvlink_accept, (const kvlink_agent_t *a, const kvlink_accept_t *r, uint64_t *out), (a, r, out))
 GO_CALL(kvlink_write_blocks, (const kvlink_agent_t *a, const kvlink_write_t *w, uint64_t *out), (a, w, out))

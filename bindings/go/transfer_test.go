@@ -1,6 +1,7 @@
 package kvlink
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -22,6 +23,13 @@ func TestReadMovesTheBytes(t *testing.T) {
 			fill(source.memory.Bytes())
 			offer, ticket := offerOf(t, source, "r", 40, 5, 0, 7)
 
+			like, err := source.Ticket()
+			must(t, err)
+			written, err := WriteTicket(like, OfferParams{Request: "r", Blocks: blocksOf(5, 0, 7), Tokens: 40})
+			must(t, err)
+			if !bytes.Equal(written, ticket) {
+				t.Fatalf("%x, not %x", written, ticket)
+			}
 			info, err := ParseTicket(ticket)
 			must(t, err)
 			address, err := source.Address()

@@ -336,7 +336,7 @@ public:
     /* Ends with EventKind::released. */
     Result<OfferId> offer(const Offer& offer) const;
 
-    /* The ticket that a sink reads the offer with: opaque bytes. */
+    /* The ticket that a sink reads the offer with: opaque bytes; of no offer: for ticket_write. */
     Result<std::string> ticket(OfferId offer) const
     {
         return detail::text(0, [this, offer](char* buf, std::size_t cap, std::size_t* len) {
@@ -423,6 +423,32 @@ inline Result<TicketInfo> ticket_info(std::string_view ticket)
     if (const kvlink_status_t status = ::kvlink_ticket_info(ticket.data(), ticket.size(), &c); status != KVLINK_OK)
         return detail::last_error(status);
     return TicketInfo{c.rank, c.incarnation, c.tokens, c.address, c.instance, c.request};
+}
+
+namespace detail {
+
+inline kvlink_offer_t c_offer(const Offer& offer)
+{
+    kvlink_offer_t c{};
+    c.struct_size = sizeof c;
+    c.lease_ms = offer.lease_ms;
+    c.request = offer.request;
+    c.blocks = offer.blocks.data();
+    c.num_blocks = offer.blocks.size();
+    c.tokens = offer.tokens;
+    c.user_data = offer.user_data;
+    return c;
+}
+
+} // namespace detail
+
+/* The ticket of an offer that another process makes, like another ticket of the source. */
+inline Result<std::string> ticket_write(std::string_view like, const Offer& offer)
+{
+    const kvlink_offer_t c = detail::c_offer(offer);
+    return detail::text(0, [&](char* buf, std::size_t cap, std::size_t* len) {
+        return ::kvlink_ticket_write(like.data(), like.size(), &c, buf, cap, len);
+    });
 }
 
 /* Zeroed memory that kvlink peers on this host can map: the fastest path between processes. */
@@ -549,14 +575,7 @@ inline Result<RegistrationId> Agent::attach_router(const Router& router) const
 
 inline Result<OfferId> Agent::offer(const Offer& offer) const
 {
-    kvlink_offer_t c{};
-    c.struct_size = sizeof c;
-    c.lease_ms = offer.lease_ms;
-    c.request = offer.request;
-    c.blocks = offer.blocks.data();
-    c.num_blocks = offer.blocks.size();
-    c.tokens = offer.tokens;
-    c.user_data = offer.user_data;
+    const kvlink_offer_t c = detail::c_offer(offer);
     return id<OfferId>([&](std::uint64_t* out) { return ::kvlink_offer(c_handle(), &c, out); });
 }
 

@@ -222,6 +222,9 @@ static void null_for_every_pointer_of_agents(void)
     NULL_ERROR(kvlink_ticket_info(NULL, 1, &info), "ticket");
     CHECK_STATUS(kvlink_ticket_info(NULL, 0, &info), KVLINK_E_INVALID_TICKET);
     NULL_ERROR(kvlink_ticket_info(ticket, ticket_len, NULL), "kvlink_ticket_info_t");
+    NULL_ERROR(kvlink_ticket_write(NULL, 1, &o, buf, sizeof buf, &n), "like");
+    NULL_ERROR(kvlink_ticket_write(ticket, ticket_len, NULL, buf, sizeof buf, &n), "kvlink_offer_t");
+    NULL_ERROR(kvlink_ticket_write(ticket, ticket_len, &o, NULL, sizeof buf, &n), "buf");
     NULL_ERROR(kvlink_read_blocks(NULL, &rd, &id), "agent");
     NULL_ERROR(kvlink_read_blocks(a, NULL, &id), "kvlink_read_t");
     NULL_ERROR(kvlink_read_blocks(a, &rd, &id), "ticket");

@@ -139,7 +139,8 @@ static void refuses_id(uint64_t id, int is_peer, int is_offer, int ends)
         BAD(read_from(&sink, id, ticket, len, 0, 8, 0, 0, &made));
         BAD(write_to(&sink, id, "r", 0, 0, 8, 8, 1, 0, &made));
     }
-    if (!is_offer)
+    /* 0 is a ticket of no request. */
+    if (!is_offer && id != 0)
         BAD(kvlink_ticket(a, id, buf, sizeof buf, &n));
     if (!ends)
         CHECK_ERROR(kvlink_cancel(a, id), KVLINK_E_BAD_HANDLE, "0x");

@@ -40,7 +40,9 @@ static void the_transport_in_effect_is_told(void)
 
 static void a_read_brings_the_bytes_and_releases_the_offer(void)
 {
-    unsigned char ticket[4096];
+    unsigned char ticket[4096], origin[4096], written[4096];
+    kvlink_offer_t same = {.struct_size = sizeof same, .request = "read", .blocks = blocks_from(FROM, TOKENS),
+                           .num_blocks = 1, .tokens = TOKENS};
     kvlink_ticket_info_t info = {.struct_size = sizeof info};
     kvlink_statistics_t before = {.struct_size = sizeof before}, after = {.struct_size = sizeof after};
     uint64_t offered, id;
@@ -52,6 +54,10 @@ static void a_read_brings_the_bytes_and_releases_the_offer(void)
     CHECK_ERROR(kvlink_ticket(source.agent, offered, NULL, 0, &len), KVLINK_E_BUFFER_TOO_SMALL, "0 bytes");
     CHECK_STATUS(kvlink_ticket(source.agent, offered, ticket, len - 1, NULL), KVLINK_E_BUFFER_TOO_SMALL);
     CHECK_OK(kvlink_ticket(source.agent, offered, ticket, len, NULL));
+    CHECK_OK(kvlink_ticket(source.agent, 0, origin, sizeof origin, &n));
+    CHECK_OK(kvlink_ticket_write(origin, n, &same, written, sizeof written, &n));
+    CHECK(n == len && memcmp(written, ticket, n) == 0);
+    CHECK_STATUS(kvlink_ticket_write(ticket, len, &same, NULL, 0, &n), KVLINK_E_BUFFER_TOO_SMALL);
     CHECK_OK(kvlink_ticket_info(ticket, len, &info));
     CHECK_EQ(info.rank, 0);
     CHECK_EQ(info.tokens, TOKENS);

@@ -65,6 +65,8 @@ static void a_read_moves_every_byte()
     const kvlink::Blocks source_blocks(from), sink_blocks(to);
     const kvlink::OfferId offered = offer(source, "r1", source_blocks);
     const std::string ticket = OK(source.agent.ticket(offered));
+    const kvlink::Offer same{"r1", source_blocks, tokens, 0, 0};
+    CHECK(OK(kvlink::ticket_write(OK(source.agent.ticket(kvlink::OfferId{})), same)) == ticket);
     const kvlink::TicketInfo info = OK(kvlink::ticket_info(ticket));
     CHECK(info.address == OK(source.agent.address()) && info.instance == "p" && info.request == "r1");
     CHECK(info.rank == 0 && info.tokens == tokens && info.incarnation != 0);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -159,81 +158,6 @@ def _qwen3_next(where: Path) -> None:
     )
 
 
-def _kimi_linear(where: Path) -> None:
-    """Not in transformers: its weights one by one."""
-    import torch
-    from safetensors.torch import save_file
-
-    hidden, heads, dim, inner, latent, rope, nope = 256, 4, 64, 512, 512, 64, 64
-    layers, full = range(8), {3, 7}
-    config = {
-        "architectures": ["KimiLinearForCausalLM"],
-        "model_type": "kimi_linear",
-        "dtype": "bfloat16",
-        "vocab_size": VOCABULARY,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": len(layers),
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "head_dim": nope + rope,
-        "kv_lora_rank": latent,
-        "q_lora_rank": None,
-        "qk_nope_head_dim": nope,
-        "qk_rope_head_dim": rope,
-        "v_head_dim": nope,
-        "mla_use_nope": True,
-        "max_position_embeddings": 2048,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-        "linear_attn_config": {
-            "kda_layers": [i + 1 for i in layers if i not in full],
-            "full_attn_layers": [i + 1 for i in layers if i in full],
-            "head_dim": dim,
-            "num_heads": heads,
-            "short_conv_kernel_size": 4,
-        },
-    }
-    random = torch.Generator().manual_seed(11)
-
-    def normal(*shape: int, scale: float = 0.1) -> Any:
-        return (torch.randn(*shape, generator=random) * scale).to(torch.bfloat16)
-
-    weights = {
-        "model.embed_tokens.weight": normal(VOCABULARY, hidden, scale=1),
-        "model.norm.weight": torch.ones(hidden, dtype=torch.bfloat16),
-        "lm_head.weight": normal(VOCABULARY, hidden),
-    }
-    for i in layers:
-        at, attention = f"model.layers.{i}", f"model.layers.{i}.self_attn"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{at}.{norm}.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
-        weights[f"{at}.mlp.gate_proj.weight"] = normal(inner, hidden)
-        weights[f"{at}.mlp.up_proj.weight"] = normal(inner, hidden)
-        weights[f"{at}.mlp.down_proj.weight"] = normal(hidden, inner)
-        if i in full:
-            weights[f"{attention}.q_proj.weight"] = normal(heads * (nope + rope), hidden)
-            weights[f"{attention}.kv_a_proj_with_mqa.weight"] = normal(latent + rope, hidden)
-            weights[f"{attention}.kv_a_layernorm.weight"] = torch.ones(latent, dtype=torch.bfloat16)
-            weights[f"{attention}.kv_b_proj.weight"] = normal(heads * 2 * nope, latent)
-            weights[f"{attention}.o_proj.weight"] = normal(hidden, heads * nope)
-            continue
-        for name in ("q", "k", "v"):
-            weights[f"{attention}.{name}_proj.weight"] = normal(heads * dim, hidden)
-            weights[f"{attention}.{name}_conv1d.weight"] = normal(heads * dim, 1, 4, scale=0.5)
-        weights[f"{attention}.b_proj.weight"] = normal(heads, hidden)
-        for name in ("f", "g"):
-            weights[f"{attention}.{name}_a_proj.weight"] = normal(dim, hidden)
-            weights[f"{attention}.{name}_b_proj.weight"] = normal(heads * dim, dim)
-        weights[f"{attention}.A_log"] = torch.zeros(1, 1, heads, 1)
-        weights[f"{attention}.dt_bias"] = torch.full((heads * dim,), -3.0)
-        weights[f"{attention}.o_norm.weight"] = torch.ones(dim, dtype=torch.bfloat16)
-        weights[f"{attention}.o_proj.weight"] = normal(hidden, heads * dim)
-    save_file(weights, where / "model.safetensors", metadata={"format": "pt"})
-    (where / "config.json").write_text(json.dumps(config, indent=1))
-
-
 HYBRID = {"VLLM_SSM_CONV_STATE_LAYOUT": "DS"}
 MODELS = {
     "llama": Model(_llama),
@@ -242,12 +166,5 @@ MODELS = {
         _deepseek_v2, arguments=("--attention-backend", "CPU_MLA", '-cc.custom_ops=["-rotary_embedding"]')
     ),
     "granite": Model(_granite, environment=HYBRID),
-    "kimi_linear": Model(
-        _kimi_linear,
-        dtype="bfloat16",
-        arguments=('-cc.custom_ops=["none"]',),
-        # A kernel for GPUs that is on by default.
-        environment={**HYBRID, "VLLM_KIMI_K3_GEMM_AR": "0"},
-    ),
     "qwen3_next": Model(_qwen3_next, dtype="bfloat16", environment=HYBRID),
 }

@@ -43,7 +43,6 @@ CASES = [
     Case("gemma3"),
     Case("deepseek_v2"),
     Case("qwen3_next", dtype="bfloat16"),
-    Case("kimi_linear", dtype="bfloat16"),
     Case("granite"),
     Case("llama", block=(64, 128)),
     Case("llama", block=(128, 64)),

@@ -98,6 +98,9 @@ class SchedulerHalf:
             return
         if not source.ticket and self._settings.mode == "read":
             logger.warning("request %s came without a ticket: its prompt is computed here", request.request_id)
+        elif request.num_prompt_tokens == 1:
+            # Nothing to load; vLLM also tells by such a request that it rejected one.
+            self._release(source)
         elif tokens != request.num_prompt_tokens - 1:
             text = "request %s: %d tokens were prefilled for a prompt of %d: it is computed here"
             logger.warning(text, request.request_id, tokens, request.num_prompt_tokens)

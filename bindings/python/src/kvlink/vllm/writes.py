@@ -73,8 +73,10 @@ class Writes:
             self._settle(request)
 
     def cancel(self, request_id: str) -> None:
-        """Ends a request's writes early."""
-        request = self._of(request_id)
+        """Ends a request's writes early, unless they have ended."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return
         request.complete = True
         self._stop(request)
         self._settle(request)

@@ -1,0 +1,105 @@
+"""Behind the real vllm-router: with fixed servers as for NIXL, and with servers that register themselves as for MoRI-IO."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from servers import Refused, Server, ask, free_port
+from test_equal import TOKENS, assert_equal
+
+START_SECONDS = 60
+
+
+@contextmanager
+def router(logs: Path, *arguments: str) -> Iterator[str]:
+    """A router; yields where it answers."""
+    port, metrics = free_port(), free_port()
+    command = [
+        os.environ["KVLINK_ROUTER"],
+        "--host=127.0.0.1",
+        f"--port={port}",
+        f"--prometheus-port={metrics}",
+        "--vllm-pd-disaggregation",
+        "--policy=round_robin",
+        *arguments,
+    ]
+    with (logs / f"router-{arguments[0].strip('-')}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def first_answer(url: str, prompt: list[int]) -> None:
+    """Waits until the router answers, and knows servers."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            ask(url, prompt, 1)
+        except (OSError, Refused):
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.5)
+        else:
+            return
+
+
+def ask_all(url: str, prompts: list[list[int]], decodes: list[Server]) -> None:
+    """Every prompt through the router is what a decode server says alone."""
+    for prompt in prompts:
+        assert_equal(ask(url, prompt, TOKENS), decodes[0].ask(prompt, TOKENS), 1e-3)
+
+
+def test_two_prefill_and_two_decode_servers(logs: Path, prompts: list[list[int]]) -> None:
+    discovery = free_port()
+    with ExitStack() as stack:
+        servers = []
+        for i in range(4):
+            role, port = ("kv_producer", "kv_consumer")[i // 2], free_port()
+            name = f"{'prefill' if i < 2 else 'decode'}-{i % 2}"
+            extra = {"proxy_ip": "127.0.0.1", "proxy_ping_port": discovery, "http_port": port}
+            servers.append(stack.enter_context(Server("llama", name, logs, role=role, extra=extra, port=port)))
+        for server in servers:
+            server.ready()
+        prefills, decodes = servers[:2], servers[2:]
+        with router(logs, "--kv-connector=moriio", f"--vllm-discovery-address=127.0.0.1:{discovery}") as url:
+            first_answer(url, prompts[0])
+            time.sleep(2)
+            ask_all(url, prompts, decodes)
+        moved = [decode.loaded_tokens() for decode in decodes]
+        assert all(moved), f"tokens loaded by the decode servers: {moved}"
+        fixed = [f"--prefill={server.url}" for server in prefills]
+        decode_arguments = [f"--decode={server.url}" for server in decodes]
+        with router(logs, "--kv-connector=nixl", *fixed, *decode_arguments) as url:
+            first_answer(url, prompts[0])
+            before = sum(decode.loaded_tokens() for decode in decodes)
+            ask_all(url, prompts, decodes)
+            loaded = sum(decode.loaded_tokens() for decode in decodes) - before
+            assert loaded == sum(len(prompt) - 1 for prompt in prompts)
+        for server in servers:
+            assert server.metric("vllm:kvlink_failed_transfers_total") == 0
+        for prefill in prefills:
+            assert prefill.metric("vllm:request_success_total") > 0
+
+
+def test_a_prefill_server_writes_behind_a_router(logs: Path, prompts: list[list[int]]) -> None:
+    discovery = free_port()
+    with ExitStack() as stack:
+        servers = []
+        for name, role in (("prefill", "kv_producer"), ("decode", "kv_consumer")):
+            port = free_port()
+            extra = {"mode": "write", "proxy_ip": "127.0.0.1", "proxy_ping_port": discovery, "http_port": port}
+            servers.append(stack.enter_context(Server("llama", name, logs, role=role, extra=extra, port=port)))
+        for server in servers:
+            server.ready()
+        with router(logs, "--kv-connector=moriio", f"--vllm-discovery-address=127.0.0.1:{discovery}") as url:
+            first_answer(url, prompts[0])
+            before = servers[1].loaded_tokens()
+            ask_all(url, prompts, servers[1:])
+            assert servers[1].loaded_tokens() - before == sum(len(prompt) - 1 for prompt in prompts)
