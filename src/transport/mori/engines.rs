@@ -149,7 +149,7 @@ impl Agents for Engines {
     const NAME: &'static str = "mori";
     const MAGIC: u32 = 0x524D_564B;
     /// MoRI waits for peers' control ports for up to 5 s a message, and cannot be told otherwise.
-    const REPLACING: Duration = Duration::from_secs(30);
+    const REPLACING: Duration = Duration::from_secs(20);
     type Options = MoriOptions;
     type Request = Request;
     type Slot = std::convert::Infallible;
