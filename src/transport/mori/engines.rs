@@ -149,7 +149,7 @@ impl Agents for Engines {
     const NAME: &'static str = "mori";
     const MAGIC: u32 = 0x524D_564B;
     /// MoRI waits for peers' control ports for up to 5 s a message, and cannot be told otherwise.
-    const REPLACING: Duration = Duration::from_secs(30);
+    const REPLACING: Duration = Duration::from_secs(20);
     /// It waits for up to 5 s for room in a send queue.
     const SWIFT: bool = false;
     type Options = MoriOptions;
