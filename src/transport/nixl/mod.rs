@@ -210,7 +210,8 @@ impl Transport for Nixl {
         Ok(())
     }
 
-    /// Ends both NIXL agents: a backend that emulates reads serves them from this process, and nothing else stops that.
+    /// Ends the NIXL agent that peers read from: a backend that emulates reads serves them from this process, and nothing
+    /// else stops that. The other one ends when its reads have; only those into blocks are waited for.
     fn deregister(&mut self, region: u32) -> Result<()> {
         if region == BOARD_REGION {
             return Ok(());

@@ -10,6 +10,7 @@ use super::sys::Range;
 use crate::error::{Error, Result, Status};
 use crate::layout::Span;
 use crate::transport::{Done, JobId, LinkId};
+use ending::Closing;
 use flight::Flight;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::CString;
@@ -43,7 +44,7 @@ pub(super) enum Command {
         job: JobId,
         reason: Error,
     },
-    /// Ends both agents and with them all use of memory; jobs end with this error.
+    /// Ends both agents and all use of memory, and answers when that is so; jobs end with this error.
     End {
         reason: Error,
         answer: Sender<Result<()>>,
@@ -101,8 +102,9 @@ pub(super) struct Worker<R> {
     flights: Vec<Flight>,
     /// Since when the reader is to be replaced: nothing is posted until then.
     replacing: Option<Instant>,
-    /// Why nothing can be done any more.
+    /// Why nothing can be begun any more.
     ended: Option<Error>,
+    closing: Option<Closing>,
     out: R,
 }
 
@@ -117,6 +119,7 @@ impl<R: Report> Worker<R> {
             flights: Vec::new(),
             replacing: None,
             ended: None,
+            closing: None,
             out,
         }
     }
@@ -125,7 +128,8 @@ impl<R: Report> Worker<R> {
     pub fn run(mut self, commands: &Receiver<Command>) {
         let (mut pause, mut worked) = (SHORTEST, false);
         loop {
-            let idle = self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none();
+            let waits = self.replacing.is_some() || self.closing.is_some();
+            let idle = self.turns.is_empty() && self.flights.is_empty() && !waits;
             let next = if worked {
                 commands.try_recv().map_err(|e| e == TryRecvError::Disconnected)
             } else if idle {
@@ -141,13 +145,18 @@ impl<R: Report> Worker<R> {
             }
             let posted = self.post();
             worked = self.look() || posted || heard;
-            self.replace_if_due();
+            if self.close() {
+                self.replace_if_due();
+            }
             let most = if self.flights.iter().any(|f| f.job.is_some()) { LONGEST } else { ABANDONED };
             pause = if worked { SHORTEST } else { (pause * 2).min(most) };
         }
         let reason = Error::new(Status::PeerDead, "the transport is gone");
-        if let Err(e) = self.end(&reason) {
-            log::error!("kvlink: {e}");
+        self.begin_to_close(&reason, None);
+        while !self.close() {
+            if !self.look() {
+                std::thread::sleep(SHORTEST);
+            }
         }
     }
 
@@ -169,16 +178,14 @@ impl<R: Report> Worker<R> {
             }
             Command::Start(job) => self.start(job),
             Command::Cancel { job, reason } => self.fail(job, reason),
-            Command::End { reason, answer } => {
-                let _ = answer.send(self.end(&reason));
-            }
+            Command::End { reason, answer } => self.begin_to_close(&reason, Some(answer)),
         }
     }
 
     fn agents(&mut self) -> Result<&mut Agents> {
-        match (&mut self.agents, &self.ended) {
-            (Some(a), _) => Ok(a),
-            (None, Some(e)) => Err(e.clone()),
+        match (&self.ended, &mut self.agents) {
+            (Some(e), _) => Err(e.clone()),
+            (None, Some(a)) => Ok(a),
             (None, None) => Err(Error::new(Status::Internal, "nixl: agents without an end")),
         }
     }
@@ -217,9 +224,11 @@ impl<R: Report> Worker<R> {
         if let Some(e) = &link.broken {
             return Err(e.clone());
         }
-        match (&self.agents, &self.ended) {
-            (Some(agents), _) => Ends { own: agents.regions(), peer: &link.peer.regions }.check(&job.spans),
-            (None, e) => Err(e.clone().unwrap_or_else(|| Error::new(Status::Internal, "nixl: no agents"))),
+        let own = self.agents.as_ref().map(Agents::regions);
+        match (&self.ended, own) {
+            (Some(e), _) => Err(e.clone()),
+            (None, Some(own)) => Ends { own, peer: &link.peer.regions }.check(&job.spans),
+            (None, None) => Err(Error::new(Status::Internal, "nixl: no agents")),
         }
     }
 
