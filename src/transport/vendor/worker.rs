@@ -9,6 +9,7 @@ use super::batch::{Cursor, Ends};
 use super::{Agents, Landing, Peer, Range, VendorOptions};
 use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Job, JobId, LinkId};
+use ending::Closing;
 use flight::{Flight, PROVEN};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::Sender;
@@ -41,7 +42,7 @@ pub(super) enum Command {
         job: JobId,
         reason: Error,
     },
-    /// Ends both agents and with them all use of memory; jobs end with this error.
+    /// Ends both agents and all use of memory, and answers when that is so; jobs end with this error.
     End {
         reason: Error,
         answer: Sender<Result<()>>,
@@ -95,12 +96,13 @@ pub(super) struct Worker<A: Agents, R> {
     flights: Vec<Flight<A>>,
     /// Since when the reader is to be replaced: nothing is posted until then.
     replacing: Option<Instant>,
-    /// Why nothing can be done any more.
+    /// Why nothing can be begun any more.
     ended: Option<Error>,
     /// Between looks at what is under way.
     pause: Duration,
     /// Jobs that ended while the reactor was at it.
     in_hand: Option<Vec<Done>>,
+    closing: Option<Closing>,
     out: R,
 }
 
@@ -118,6 +120,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
             ended: None,
             pause: SHORTEST,
             in_hand: None,
+            closing: None,
             out,
         }
     }
@@ -130,7 +133,9 @@ impl<A: Agents, R: Report> Worker<A, R> {
         }
         let posted = self.post();
         let worked = self.look() || posted || heard;
-        self.replace_if_due();
+        if self.close() {
+            self.replace_if_due();
+        }
         if worked {
             self.pause = SHORTEST;
             return Next::Now;
@@ -145,13 +150,23 @@ impl<A: Agents, R: Report> Worker<A, R> {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none()
+        self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none() && self.closing.is_none()
     }
 
     /// Bytes of jobs that wait for their turn.
     pub fn to_post(&self) -> u64 {
         let left = |r: &Running| r.bytes.saturating_sub(r.moved);
         self.turns.iter().filter_map(|id| self.jobs.get(id)).fold(0, |sum, r| sum.saturating_add(left(r)))
+    }
+
+    /// Ends everything.
+    pub fn finish(mut self, reason: &Error) {
+        self.begin_to_close(reason, None);
+        while !self.close() {
+            if !self.look() {
+                std::thread::sleep(SHORTEST);
+            }
+        }
     }
 
     /// Whether a job's reads will be copied straight into the blocks while they are posted.
@@ -197,16 +212,14 @@ impl<A: Agents, R: Report> Worker<A, R> {
             }
             Command::Start(job) => self.start(job),
             Command::Cancel { job, reason } => self.fail(job, reason),
-            Command::End { reason, answer } => {
-                let _ = answer.send(self.end(&reason));
-            }
+            Command::End { reason, answer } => self.begin_to_close(&reason, Some(answer)),
         }
     }
 
     fn agents(&mut self) -> Result<&mut A> {
-        match (&mut self.agents, &self.ended) {
-            (Some(a), _) => Ok(a),
-            (None, Some(e)) => Err(e.clone()),
+        match (&self.ended, &mut self.agents) {
+            (Some(e), _) => Err(e.clone()),
+            (None, Some(a)) => Ok(a),
             (None, None) => Err(Error::new(Status::Internal, format!("{}: agents without an end", A::NAME))),
         }
     }
@@ -247,11 +260,11 @@ impl<A: Agents, R: Report> Worker<A, R> {
         if let Some(e) = &link.broken {
             return Err(e.clone());
         }
-        match (&self.agents, &self.ended) {
-            (Some(agents), _) => Ends { own: agents.regions(), peer: &link.peer.regions }.check(&job.spans),
-            (None, e) => {
-                Err(e.clone().unwrap_or_else(|| Error::new(Status::Internal, format!("{}: no agents", A::NAME))))
-            }
+        let own = self.agents.as_ref().map(Agents::regions);
+        match (&self.ended, own) {
+            (Some(e), _) => Err(e.clone()),
+            (None, Some(own)) => Ends { own, peer: &link.peer.regions }.check(&job.spans),
+            (None, None) => Err(Error::new(Status::Internal, format!("{}: no agents", A::NAME))),
         }
     }
 
