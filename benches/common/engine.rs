@@ -59,11 +59,25 @@ pub fn begin_read(agent: &Agent, peer: Id, ticket: &[u8], ids: &[u32], layers: u
     begin.elapsed()
 }
 
-/// The same, to the end.
+/// The same, and sleeps until it has ended.
 pub fn read(agent: &Agent, peer: Id, ticket: &[u8], ids: &[u32], layers: u32) -> Duration {
     let call = begin_read(agent, peer, ticket, ids, layers);
     wait(agent, EventKind::Transfer);
     call
+}
+
+/// Reads, and polls in a loop until it has ended.
+pub fn read_polling(agent: &Agent, peer: Id, ticket: &[u8], ids: &[u32], layers: u32) -> Duration {
+    let call = begin_read(agent, peer, ticket, ids, layers);
+    loop {
+        match agent.poll(1, Some(Duration::ZERO)).pop() {
+            Some(e) => {
+                assert_eq!((e.status, e.kind), (Status::Ok, EventKind::Transfer), "{}", e.text);
+                return call;
+            }
+            None => std::thread::yield_now(),
+        }
+    }
 }
 
 pub fn wait(agent: &Agent, kind: EventKind) {

@@ -1,7 +1,7 @@
 //! Whole requests: reads of blocks of one layer and of more.
 
 use crate::bare::Bare;
-use crate::common::engine::{read, wait};
+use crate::common::engine::{read, read_polling, wait};
 use crate::common::{IN_ORDER, percentile, unhex, wanted};
 use crate::{LAYERS, SIZES, WAYS, World, blocks_of, ids, indices};
 use kvlink::proto::{Direction, EventKind};
@@ -46,11 +46,14 @@ pub fn print(world: &mut World) {
         return;
     }
     println!(
-        "requests of {BLOCKS} blocks a layer that go anywhere; per line kvlink over NIXL, then NIXL with prepared"
+        "requests of {BLOCKS} blocks a layer that go anywhere; per line kvlink over NIXL, polled in a loop, then NIXL with"
     );
-    println!("lists of all blocks and one transfer a request");
+    println!(
+        "prepared lists of all blocks and one transfer a request, polled in a loop; ratios of times: NIXL's to kvlink's,"
+    );
+    println!("polled and with an engine that sleeps until its event comes");
     let columns = format!("{:>7}{:>9}{:>9}{:>8}{:>8}{:>7}", "GB/s", "p50 ms", "p99 ms", "call us", "p99", "cpu/GB");
-    println!("{:<8}{:>6}{:>7}{:>9}{columns}  |{columns}{:>7}", "", "block", "layers", "source", "ratio");
+    println!("{:<8}{:>6}{:>7}{:>9}{columns}  |{columns}{:>7}{:>7}", "", "block", "layers", "source", "ratio", "asleep");
     for (w, (way, engine)) in WAYS.iter().enumerate() {
         if !asked(way) {
             continue;
@@ -67,29 +70,31 @@ pub fn print(world: &mut World) {
             let to_ids = ids(size, BLOCKS, 2);
             for (layers, (source, seed)) in DEPTHS.into_iter().flat_map(|d| SOURCES.map(|s| (d, s))) {
                 let (from, to) = (indices(size, layers, &ids(size, BLOCKS, seed)), indices(size, layers, &to_ids));
-                let (mut ours, mut theirs) = (Series::default(), Series::default());
+                let mut series: [Series; 3] = Default::default();
                 for round in 0..WARM + (120 / layers as usize).clamp(12, 60) {
-                    let offer = format!("offer {i} {BLOCKS} r{layers}-{round}-{seed} {seed}");
-                    let ticket = unhex(&world.remote.ask(&offer));
-                    // Who comes second finds the data in the caches: they take turns. The first rounds warm up.
-                    for ours_now in [round % 2 == 0, round % 2 != 0] {
+                    // Who comes later finds the data in the caches: they take turns. The first rounds warm up.
+                    for turn in (0..3).map(|i| (i + round) % 3) {
+                        let offer = format!("offer {i} {BLOCKS} r{layers}-{round}-{turn}-{seed} {seed}");
+                        let ticket = unhex(&world.remote.ask(&offer));
                         let before = world.remote.cpu();
                         let begin = Instant::now();
-                        let posted = match ours_now {
-                            true => read(agent, peer, &ticket, &to_ids, layers),
-                            false => bare.read(local, &to, far, &from),
+                        let posted = match turn {
+                            0 => read_polling(agent, peer, &ticket, &to_ids, layers),
+                            1 => bare.read(local, &to, far, &from),
+                            _ => read(agent, peer, &ticket, &to_ids, layers),
                         };
                         let time = begin.elapsed();
                         let cpu = world.remote.cpu() - before;
                         if round >= WARM {
-                            if ours_now { &mut ours } else { &mut theirs }.add(time, posted, cpu);
+                            series[turn].add(time, posted, cpu);
                         }
                     }
                 }
                 let bytes = to.len() * size as usize;
-                let ratio = percentile(&mut theirs.times, 0.5) / percentile(&mut ours.times, 0.5);
-                let (ours, theirs) = (ours.columns(bytes), theirs.columns(bytes));
-                println!("{way:<8}{size:>6}{layers:>7}{source:>9}{ours}  |{theirs}{ratio:>7.2}");
+                let [ours, theirs, asleep] = series.each_mut().map(|s| percentile(&mut s.times, 0.5));
+                let (ratio, waiting) = (theirs / ours, theirs / asleep);
+                let [ours, theirs, _] = series.each_mut().map(|s| s.columns(bytes));
+                println!("{way:<8}{size:>6}{layers:>7}{source:>9}{ours}  |{theirs}{ratio:>7.2}{waiting:>7.2}");
             }
         }
     }
