@@ -16,12 +16,14 @@ FUZZ_SECONDS ?= 600
 all: lib examples
 
 # Real processes move a request and every byte is checked.
-# Options: MODEL=.. P_TP=.. D_TP=.. MODE=read|write TRANSPORT=shm|cma|tcp|nixl TOKENS=..
+# Options: MODEL=.. P_TP=.. D_TP=.. MODE=read|write TRANSPORT=shm|cma|tcp|nixl|mori TOKENS=..
 DEMO_OPTIONS = $(foreach v,MODEL P_TP D_TP MODE TRANSPORT TOKENS,$(if $($(v)),$(v)="$($(v))"))
 
 demo: examples
 	$(CARGO) build --release --example demo
-	@$(RELEASE)/examples/demo $(EXAMPLES) $(DEMO_OPTIONS) $(if $(filter nixl,$(TRANSPORT)),NIXL="$$(sh scripts/nixl.sh)")
+	@$(if $(filter mori,$(TRANSPORT)),sh scripts/setup.sh mori)
+	@$(RELEASE)/examples/demo $(EXAMPLES) $(DEMO_OPTIONS) $(if $(filter nixl,$(TRANSPORT)),NIXL="$$(sh scripts/nixl.sh)") \
+		$(if $(filter mori,$(TRANSPORT)),MORI="$$(sh scripts/mori.sh)")
 
 # Instances in C++ and Python behind the real vllm-router join, leave and crash, and every answer is checked.
 # Options: MODES="read write"
@@ -36,6 +38,7 @@ demo-router: lib
 test: prefix
 	@sh scripts/setup.sh test
 	@sh scripts/nixl.sh >/dev/null || [ -z "$$CI" ]
+	@sh scripts/mori.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/vllm-router.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/vllm-moriio.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/test.sh

@@ -1,14 +1,21 @@
 #!/bin/sh
-# Installs what a part of the work needs beside Rust: nothing named: building; install: CMake; deb: the packages; router: the
-# demonstration behind a router; vllm: a real vLLM; test: all but vLLM.
+# Installs what a part of the work needs beside Rust: nothing named: building; install: CMake; mori: MoRI over stand-ins; deb: the
+# packages; router: the demonstration behind a router; vllm: a real vLLM; test: all but vLLM.
 set -eu
 
 missing=""
 command -v cc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 command -v c++ >/dev/null 2>&1 || missing="$missing g++"
 command -v nm >/dev/null 2>&1 || missing="$missing binutils"
-case "${1:-}" in install | deb | test)
+case "${1:-}" in install | mori | deb | test)
     command -v cmake >/dev/null 2>&1 || missing="$missing cmake make"
+esac
+case "${1:-}" in mori | test)
+    # What MoRI's wheel and headers need.
+    for file in libpci.so.3:libpci3 libdrm_amdgpu.so.1:libdrm-amdgpu1 libnuma.so.1:libnuma1 libibverbs.so:libibverbs-dev; do
+        [ -n "$(find /usr/lib* -name "${file%:*}" 2>/dev/null)" ] || missing="$missing ${file#*:}"
+    done
+    python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
 esac
 case "${1:-}" in deb | test)
     command -v git >/dev/null 2>&1 || missing="$missing git"
@@ -40,9 +47,8 @@ if [ "${1:-}" = test ]; then
     { command -v python3 && python3 -c 'import ensurepip, venv'; } >/dev/null 2>&1 || missing="$missing python3-venv"
     # valgrind needs the symbols of the loader.
     [ -d /usr/lib/debug/.build-id ] || missing="$missing libc6-dbg"
-    # What NIXL's wheel is installed with, and what makes it crash at exit unless it is loaded with care.
+    # What makes NIXL's wheel crash at exit unless it is loaded with care.
     [ -n "$(find /usr/lib* -name libefa.so.1 2>/dev/null)" ] || missing="$missing ibverbs-providers"
-    python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
     # A second UCX, which NIXL's does not tolerate in every process.
     [ -n "$(find /usr/lib* -name libucp.so.0 2>/dev/null)" ] || missing="$missing libucx0"
 fi

@@ -114,6 +114,8 @@ void options_parse(struct options *o, int argc, char **argv)
             o->transport = value;
         else if (strcmp(name, "--nixl-library") == 0)
             o->nixl_library = value;
+        else if (strcmp(name, "--mori-library") == 0)
+            o->mori_library = value;
         else if (strcmp(name, "--rank") == 0)
             o->rank = number(name, value);
         else if (strcmp(name, "--ranks") == 0)
@@ -149,6 +151,7 @@ void engine_start(struct engine *e, const struct options *o, const kvlink_layout
     config.require_transport = o->transport;
     config.host_disable = better_ways(o->transport);
     config.nixl_library = o->nixl_library;
+    config.mori_library = o->mori_library;
     check(kvlink_agent_create(&config, layout, &e->agent), "kvlink_agent_create");
     check(kvlink_layout_regions(layout, bytes, MAX_REGIONS, &e->num_regions), "kvlink_layout_regions");
     check(kvlink_layout_groups(layout, e->groups, MAX_GROUPS, &e->num_groups), "kvlink_layout_groups");

@@ -14,8 +14,9 @@ struct options {
     const char *instance;
     const char *leader;    /* address of rank 0; NULL on rank 0 itself */
     const char *layout;    /* JSON file; NULL: built by hand where the program knows how */
-    const char *transport; /* "host/shm", "host/cma", "host/tcp", "nixl"; NULL: the best that works */
+    const char *transport; /* "host/shm", "host/cma", "host/tcp", "nixl", "mori"; NULL: the best that works */
     const char *nixl_library; /* where NIXL is installed; NULL: looked for */
+    const char *mori_library; /* where libkvlink_mori.so is; NULL: looked for */
     uint32_t rank, ranks;
     uint32_t layers;       /* of the model */
 };

@@ -1,6 +1,7 @@
 /* A decode rank: it fetches the KV cache of requests from a prefill instance, or has it written into its blocks.
  *
  *   decode [--layout FILE] [--instance NAME] [--rank N --ranks N --leader HOST:PORT] [--transport NAME] [--nixl-library PATH]
+ *          [--mori-library PATH]
  *
  * Without --layout it describes a small hybrid model by hand; see layout_by_hand().
  *

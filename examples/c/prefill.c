@@ -1,6 +1,7 @@
 /* A prefill rank: it has the KV cache of requests and lets a decode instance read it, or writes it there.
  *
  *   prefill --layout FILE [--instance NAME] [--rank N --ranks N --leader HOST:PORT] [--layers N] [--transport NAME] [--nixl-library PATH]
+ *           [--mori-library PATH]
  *
  * Commands on the standard input:
  *   offer REQUEST TOKENS BLOCKS    READ mode: prints the ticket that a decode rank reads with
@@ -143,7 +144,7 @@ int main(int argc, char **argv)
     options_parse(&options, argc, argv);
     if (options.layout == NULL)
         fail("usage: prefill --layout FILE [--instance NAME] [--rank N --ranks N --leader HOST:PORT] [--layers N]"
-             " [--transport NAME] [--nixl-library PATH]");
+             " [--transport NAME] [--nixl-library PATH] [--mori-library PATH]");
     json = read_file(options.layout, &len);
     check(kvlink_layout_from_json(json, len, &layout), "kvlink_layout_from_json");
     free(json);

@@ -83,15 +83,36 @@ fn scenarios(args: &[String]) -> Result<Vec<Scenario>, String> {
     let both = || vec!["shm".to_string(), "tcp".to_string()];
     let kimi = find("Kimi-Linear")?;
     if args.is_empty() {
-        let read =
-            Scenario { model: kimi, p_tp: 4, d_tp: 8, mode: Mode::Read, tokens: 8192, transports: both(), nixl: None };
+        let read = Scenario {
+            model: kimi,
+            p_tp: 4,
+            d_tp: 8,
+            mode: Mode::Read,
+            tokens: 8192,
+            transports: both(),
+            libraries: vec![],
+        };
         let model = find("Llama-3.1-70B")?;
-        let write =
-            Scenario { model, p_tp: 2, d_tp: 4, mode: Mode::Write, tokens: 1024, transports: both(), nixl: None };
+        let write = Scenario {
+            model,
+            p_tp: 2,
+            d_tp: 4,
+            mode: Mode::Write,
+            tokens: 1024,
+            transports: both(),
+            libraries: vec![],
+        };
         return Ok(vec![read, write]);
     }
-    let mut s =
-        Scenario { model: kimi, p_tp: 2, d_tp: 4, mode: Mode::Read, tokens: 1024, transports: both(), nixl: None };
+    let mut s = Scenario {
+        model: kimi,
+        p_tp: 2,
+        d_tp: 4,
+        mode: Mode::Read,
+        tokens: 1024,
+        transports: both(),
+        libraries: vec![],
+    };
     for arg in args {
         let (name, value) = arg.split_once('=').ok_or_else(|| format!("{arg:?} is not NAME=VALUE"))?;
         let number = || match value.parse::<u32>() {
@@ -105,10 +126,11 @@ fn scenarios(args: &[String]) -> Result<Vec<Scenario>, String> {
             ("TOKENS", _) => s.tokens = u64::from(number()?),
             ("MODE", "read") => s.mode = Mode::Read,
             ("MODE", "write") => s.mode = Mode::Write,
-            ("TRANSPORT", "shm" | "cma" | "tcp" | "nixl") => s.transports = vec![value.to_string()],
-            ("NIXL", _) => s.nixl = Some(value.to_string()),
+            ("TRANSPORT", "shm" | "cma" | "tcp" | "nixl" | "mori") => s.transports = vec![value.to_string()],
+            ("NIXL", _) => s.libraries.extend(["--nixl-library".into(), value.into()]),
+            ("MORI", _) => s.libraries.extend(["--mori-library".into(), value.into()]),
             ("MODE", _) => return Err(format!("MODE={value}: read or write")),
-            ("TRANSPORT", _) => return Err(format!("TRANSPORT={value}: shm, cma, tcp or nixl")),
+            ("TRANSPORT", _) => return Err(format!("TRANSPORT={value}: shm, cma, tcp, nixl or mori")),
             _ => return Err(format!("unknown option {name}: MODEL, P_TP, D_TP, MODE, TRANSPORT, TOKENS")),
         }
     }
@@ -154,9 +176,10 @@ fn run_transport(
     title: &str,
 ) -> Result<Column, String> {
     progress(&format!("{title}: starting {} processes", s.p_tp + s.d_tp));
-    let way = if transport == "nixl" { "nixl".into() } else { format!("host/{transport}") };
+    let own = matches!(transport, "nixl" | "mori");
+    let way = if own { transport.to_string() } else { format!("host/{transport}") };
     let mut options = vec!["--transport", way.as_str()];
-    options.extend(s.nixl.iter().flat_map(|dir| ["--nixl-library", dir.as_str()]));
+    options.extend(s.libraries.iter().map(String::as_str));
     let layers = s.model.num_layers;
     let mut prefill = Instance::start(&programs.join("prefill"), "prefill", &p.json, layers, &options)?;
     let mut decode = Instance::start(&programs.join("decode"), "decode", &d.json, layers, &options)?;

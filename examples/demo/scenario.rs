@@ -20,10 +20,10 @@ pub struct Scenario {
     pub d_tp: u32,
     pub mode: Mode,
     pub tokens: u64,
-    /// "shm", "cma", "tcp".
+    /// "shm", "cma", "tcp", "nixl", "mori".
     pub transports: Vec<String>,
-    /// Where NIXL is installed.
-    pub nixl: Option<String>,
+    /// Options that say where NIXL or MoRI is installed.
+    pub libraries: Vec<String>,
 }
 
 /// One instance: a layout per rank, as objects and as what the programs read, and the request's blocks.

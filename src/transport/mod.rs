@@ -14,7 +14,7 @@ pub mod host;
 pub mod mori;
 pub mod nixl;
 mod poller;
-pub mod vendor;
+mod vendor;
 
 pub use poller::{Interest, Poller, Ready};
 

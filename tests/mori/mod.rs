@@ -1,6 +1,8 @@
 //! Where the tests find MoRI, with stand-ins for the hardware.
 #![allow(dead_code)]
 
+// A test that needs NIXL as well has it twice.
+#[allow(clippy::duplicate_mod)]
 #[path = "../tools/mod.rs"]
 mod tools;
 
