@@ -1,7 +1,7 @@
-"""The same requests over NixlConnector and over KVLinkConnector: from the prefill answer to the first token, bytes, and steps.
+"""The same requests over NixlConnector and KVLinkConnector: from the prefill answer to the first token, bytes, steps.
 
-Each pair of servers is started twice, in turns, and asked the same prompts. The best time of each prompt counts: what else
-the machine does makes requests slower, never faster.
+Each pair of servers is started twice, in turns, and asked the same prompts. Best and median are printed: what else the
+machine does makes requests slower, never faster.
 """
 
 from __future__ import annotations
@@ -57,9 +57,14 @@ def run(name: str, model: str, where: Path, result: Result) -> None:
         }
         servers.append(
             Server(
-                model, f"{name}-{side}", where, role=role, connector=what["connector"], module="timed",
+                model,
+                f"{name}-{side}",
+                where,
+                role=role,
+                connector=what["connector"],
+                module="timed",
                 environment=environment,
-            )  # fmt: skip
+            )
         )
     prefill, decode = servers
     with prefill.ready(), decode.ready():
@@ -94,7 +99,9 @@ def main() -> None:
             for name, result in results.items():
                 run(name, model, where, result)
         nixl, kvlink = results["NixlConnector"], results["KVLinkConnector"]
-        print(f"\n{model}: a prefill and a decode server on {os.cpu_count()} cores; best and median of {TURNS * REPEATS}")
+        print(
+            f"\n{model}: a prefill and a decode server on {os.cpu_count()} cores; best and median of {TURNS * REPEATS}"
+        )
         print(f"  {'':34}{'NixlConnector':>18}{'KVLinkConnector':>18}{'ratio':>8}")
         for length in LENGTHS:
             for what, reduce in (("best", min), ("median", statistics.median)):

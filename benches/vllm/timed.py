@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvlink.vllm import KVLinkConnector
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlConnector
+
+from kvlink.vllm import KVLinkConnector
 
 STEP = (
     "handle_preemptions",
