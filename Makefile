@@ -10,7 +10,7 @@ CWARN := -std=c99 -O2 -Wall -Wextra -Wpedantic -Werror
 CLINK := -Iinclude -L$(RELEASE) -lkvlink -Wl,-rpath,'$$ORIGIN/../release'
 FUZZ_SECONDS ?= 600
 
-.PHONY: all demo demo-router test test-python test-python-torch test-vllm test-go tsan bench fuzz lib examples header abi install prefix deb
+.PHONY: all demo demo-router test test-python test-python-torch test-vllm test-go tsan bench bench-vllm fuzz lib examples header abi install prefix deb
 .PHONY: setup clean
 
 all: lib examples
@@ -55,6 +55,11 @@ test-python-torch: prefix
 # Options: ONLY=llama (a pytest expression)
 test-vllm: lib
 	@sh scripts/test-vllm.sh $(if $(ONLY),-k "$(ONLY)")
+
+# NixlConnector and KVLinkConnector in real vLLM servers on this CPU. Options: MODELS="llama granite"
+bench-vllm: lib
+	@where=$$(sh scripts/vllm.sh) && mkdir -p target/vllm && KVLINK_TEST_DIR=$(CURDIR)/target/vllm \
+		PYTHONPATH=$(CURDIR)/bindings/python/src:$(CURDIR)/tests/vllm "$$where/bin/python" benches/vllm/bench.py $(MODELS)
 
 # The Go binding. Fetches Go where it is missing or too old.
 test-go: prefix

@@ -80,9 +80,10 @@ else
     "$tools/auditwheel" show "$wheel" >"$work/audit.log" 2>&1
     check "auditwheel finds another tag than $tag: see $work/audit.log" grep -q "\"$tag\"" "$work/audit.log"
     tests --ignore=tests/test_torch.py
+    linted=". ../../benches/bindings ../../benches/vllm ../../examples/router ../../tests/vllm"
     check "mypy" sh -c "cd '$package' && '$tools/mypy' --cache-dir '$work/mypy'"
-    check "ruff check" sh -c "cd '$package' && '$tools/ruff' check --no-cache . ../../benches/bindings ../../examples/router"
-    check "ruff format" sh -c "cd '$package' && '$tools/ruff' format --no-cache --check . ../../benches/bindings ../../examples/router"
+    check "ruff check" sh -c "cd '$package' && '$tools/ruff' check --no-cache $linted"
+    check "ruff format" sh -c "cd '$package' && '$tools/ruff' format --no-cache --check $linted"
     check "numpy_hybrid.py" "$tools/python" "$package/examples/numpy_hybrid.py"
 fi
 echo "Python: $passed passed, $failed failed, $skipped skipped"

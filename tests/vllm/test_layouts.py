@@ -1,4 +1,4 @@
-"""Models that no CPU runs: their layouts, from the tensors that vLLM's own allocation makes, and every byte that is moved.
+"""Models that no CPU runs: layouts from the tensors that vLLM's own allocation makes, and every byte that is moved.
 
 What a rank stores is written here from vLLM's definitions alone: this does not ask kvlink where an element lies.
 """
@@ -11,11 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import kvlink
 import pytest
 import torch
-from kvlink.vllm.layout import Place, derive
-from kvlink.vllm.states import Share
 from models import path_of
 from vllm.config import set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
@@ -32,6 +29,10 @@ from vllm.v1.kv_cache_interface import (
 )
 from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.worker.utils import allocate_kv_cache
+
+import kvlink
+from kvlink.vllm.layout import Place, derive
+from kvlink.vllm.states import Share
 
 TOKENS, BLOCKS = 1500, 12
 BF16, F32, U8 = torch.bfloat16, torch.float32, torch.uint8
@@ -202,14 +203,17 @@ MODELS: dict[str, tuple[int, Callable[[], list[Layer]]]] = {
     "kimi-linear": (1, kimi_linear),
     "nemotron-h": (8, lambda: mamba2(8, 128, 8, "MMAMMMAMMA")),
     "granite-4-h": (4, lambda: mamba2(1, 128, 4, "MMMAMM")),
-    "deepseek-v3.2": (1, lambda: [layer for i in range(6) for layer in (latent(i, lambda tp: 64, packed=True), indexer(i, 64))]),
+    "deepseek-v3.2": (
+        1,
+        lambda: [layer for i in range(6) for layer in (latent(i, lambda tp: 64, packed=True), indexer(i, 64))],
+    ),
     "gemma-3": (4, lambda: [attention(i, 4, 128, lambda tp: 16, 0 if i % 6 == 5 else 128) for i in range(12)]),
 }
 
 
 @pytest.fixture(scope="module")
 def engine() -> Any:
-    """vLLM's configuration, as its engine has it."""
+    """VLLM's configuration, as its engine has it."""
     arguments = EngineArgs(
         model=str(path_of("llama")), dtype="float32", max_model_len=1600, num_gpu_blocks_override=BLOCKS,
         enforce_eager=True, enable_prefix_caching=False,
@@ -259,9 +263,7 @@ def instance(engine: Any, layers: list[Layer], kv_heads: int, tp: int, order: KV
     with set_current_vllm_config(engine):
         for rank in range(tp):
             config = get_kv_cache_configs(engine, [specs], [1 << 34])[0]
-            sizes = [
-                kernels[g.layer_names[0]] or specs[g.layer_names[0]].block_size for g in config.kv_cache_groups
-            ]
+            sizes = [kernels[g.layer_names[0]] or specs[g.layer_names[0]].block_size for g in config.kv_cache_groups]
             caches = allocate_kv_cache(config, torch.device("cpu"), order, sizes)
             place = Place("m", Share(rank, tp), kv_heads, False, whole_states=states[0] if states else None)
             ranks.append(Rank(config, caches, derive(caches, config, place, {})))

@@ -1,4 +1,4 @@
-"""Behind the real vllm-router: with fixed servers as for NIXL, and with servers that register themselves as for MoRI-IO."""
+"""Behind the real vllm-router: with fixed servers, as for NIXL, and with servers that register, as for MoRI-IO."""
 
 from __future__ import annotations
 

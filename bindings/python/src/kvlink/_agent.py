@@ -527,7 +527,7 @@ class Agent:
 
     @property
     def ticket(self) -> bytes:
-        """A ticket of no request, which names this instance: for `ticket_write`. Not before all regions are registered."""
+        """A ticket of no request, which names this instance: for `ticket_write`, when all regions are registered."""
         return self._ticket(0)
 
     def statistics(self) -> Statistics:

@@ -44,12 +44,14 @@ def planes(layer: Any, spec: Any, kernel_tokens: int) -> tuple[Plane, Plane] | N
         update(layer, key, values, cache, slots)
         return cache[1, 0].flatten().to(torch.float32).round().long()
 
+    def digit(number: Callable[[int], torch.Tensor], weight: int) -> Callable[[int], torch.Tensor]:
+        return lambda p: number(p) // weight % _BASE
+
     def coordinate(number: Callable[[int], torch.Tensor], limit: int) -> torch.Tensor:
         """For every place the number of the element that lies there, digit by digit."""
         found, weight = torch.zeros(kernel_tokens * sum(sizes), dtype=torch.long), 1
         while weight < limit:
-            scale = weight
-            found += weight * written(lambda p: number(p) // scale % _BASE)
+            found += weight * written(digit(number, weight))
             weight *= _BASE
         return found
 

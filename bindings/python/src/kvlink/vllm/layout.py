@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import kvlink
-from kvlink import Axis, DType, Extent, Group, GroupKind, Part, ReachKind, Tensor
-from kvlink._pieces import View
 from vllm.v1.kv_cache_interface import (
     AttentionSpec,
     ChunkedLocalAttentionSpec,
@@ -23,7 +20,11 @@ from vllm.v1.kv_cache_interface import (
     UniformTypeKVCacheSpecs,
 )
 
-from .cells import Plane, planes
+import kvlink
+from kvlink import DType, Group, GroupKind, ReachKind, Tensor
+
+from .cells import planes
+from .packed import packed
 from .states import Share, state_tensors
 
 
@@ -37,21 +38,21 @@ class Place:
     kv_heads: int
     #: Whether convolution states keep their rows outside of their channels.
     conv_rows_outside: bool
-    context: Share = Share(0, 1)
+    context: Share = field(default_factory=lambda: Share(0, 1))
     context_interleave: int = 1
     #: State shapes of the model on a single rank, where it tells them.
     whole_states: tuple[tuple[int, ...], ...] | None = None
 
 
-def derive(
-    caches: Mapping[str, Any], config: KVCacheConfig, place: Place, layers: Mapping[str, Any]
-) -> kvlink.Layout:
+def derive(caches: Mapping[str, Any], config: KVCacheConfig, place: Place, layers: Mapping[str, Any]) -> kvlink.Layout:
     """The layout of all transferable groups; `layers` are vLLM's attention layers by name."""
     tensors: list[Tensor] = []
     groups: list[Group] = []
     for index, group in enumerate(config.transfer_groups):
         if group.host_resident:
-            raise ValueError(f"group {index} ({group.layer_names[0]}, ...) is resident on the host beside a device pool")
+            raise ValueError(
+                f"group {index} ({group.layer_names[0]}, ...) is resident on the host beside a device pool"
+            )
         specs = group.kv_cache_spec
         uniform = specs.kv_cache_specs if isinstance(specs, UniformTypeKVCacheSpecs) else None
         groups.append(_group(next(iter(uniform.values())) if uniform else specs, config.num_blocks, place))
@@ -129,7 +130,7 @@ def _layer(
     parts = planes(layer, spec, cache.shape[2]) if cache.device.type == "cpu" else None
     if parts is None:
         return kvlink.attention(blocks, axes, heads=heads.units, first_head=heads.first, role=role, **common)
-    return _packed(cache, parts, heads, index, role, group, num_blocks)
+    return packed(cache, parts, heads, num_blocks, layer=index, role=role, group=group)
 
 
 def layer_of(name: str) -> tuple[int, str]:
@@ -176,52 +177,3 @@ def _indexer(cache: Any, axes: str, role: str, common: dict[str, Any]) -> list[T
             part.unflatten(-1, (tokens, -1)), axes, role=f"{role} {what}", dtype=DType.OPAQUE, **common
         )
     ]
-
-
-def _packed(
-    cache: Any, parts: tuple[Plane, Plane], heads: kvlink.Section, layer: int, role: str, group: int, num_blocks: int
-) -> list[Tensor]:
-    """Keys and values as the backend packs them within a block of one head."""
-    array = kvlink.strided(cache)
-    size, kernels, tokens = array.itemsize, cache.shape[0] // num_blocks, cache.shape[2]
-    view = View(array, num_blocks, kernels * tokens)
-    plain = all(len(plane.content) == 1 for plane in parts)
-    tensors: list[Tensor] = []
-    extents: list[tuple[Axis, ...]] = []
-    boxes: list[Part] = []
-    begin = 0
-    for plane in parts:
-        tile = _tile(plane.tokens, (kernels, tokens, array.strides[0]), size, f"layer {layer} ({role})")
-        content = [Extent(begin if plain else 0, n, stride * size) for n, stride in plane.content]
-        boxes.append(
-            Part(
-                extents=(Extent(heads.first, heads.count, array.strides[1]), *content),
-                offset=plane.offset * size,
-                block_stride=array.strides[0] * kernels,
-                view=view,
-                **tile,
-            )
-        )
-        names = ["content"] if plain else [f"content {i}" for i in range(len(plane.content))]
-        extents.append((Axis("head", heads.units), *(Axis(n, e.len) for n, e in zip(names, content, strict=True))))
-        begin += content[-1].len
-    common: dict[str, Any] = {"layer": layer, "group": group, "dtype": array.element(None), "element_bytes": size}
-    if plain:
-        axes = (Axis("head", heads.units), Axis("content", begin))
-        return [Tensor(role=role, axes=axes, parts=tuple(boxes), **common)]
-    for what, axes, box in zip(("keys", "values"), extents, boxes, strict=True):
-        tensors.append(Tensor(role=f"{role} {what}", axes=axes, parts=(box,), **common))
-    return tensors
-
-
-def _tile(dims: list[tuple[int, int]], kernel: tuple[int, int, int], size: int, what: str) -> dict[str, int]:
-    """How tokens lie in a block: at one stride, or at two, in tiles."""
-    kernels, tokens, stride = kernel
-    steps = [(n, s * size) for n, s in dims]
-    if kernels > 1:
-        steps.insert(0, (kernels, stride))
-    if len(steps) > 2:
-        raise ValueError(f"{what}: tokens of a block lie at {len(steps)} strides {steps}, at most two are understood")
-    if len(steps) == 1:
-        return {"token_stride": steps[0][1]}
-    return {"token_stride": steps[1][1], "tile_tokens": steps[1][0], "tile_stride": steps[0][1]}

@@ -1,7 +1,7 @@
 """The half in the scheduler's process: which requests are offered, loaded and written, and into which blocks.
 
-A prefill instance stops one token before the end of a prompt, and a decode instance computes that last token itself, as it
-must anyhow to have something to sample from. So both agree about states and windows, which are those at an end.
+A prefill instance stops one token before the end of a prompt, and a decode instance computes that last token itself, as
+it must anyhow to have something to sample from. So both agree about states and windows, which are those at an end.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import kvlink
 from vllm.config import VllmConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import RequestStatus
+
+import kvlink
 
 from .layout import state_groups
 from .log import logger

@@ -17,7 +17,7 @@ class Settings:
     mode: str = "read"
     #: The transport that must be in effect; "auto": the best one that works.
     transport: str = "auto"
-    #: Where rank 0 listens, "host:port"; a free port of 127.0.0.1 by default. Other ranks take a free port of that host.
+    #: Where rank 0 listens, "host:port"; by default a free port of 127.0.0.1. Other ranks take free ports there.
     listen: str = ""
     #: Host name or address that others shall use.
     advertise: str = ""
@@ -64,5 +64,7 @@ class Settings:
                 given = getattr(settings, name)
                 raise ValueError(f"kv_connector_extra_config: {name} is {given!r}, known are {', '.join(allowed)}")
         if settings.proxy_ip and not settings.http_port:
-            raise ValueError("kv_connector_extra_config: proxy_ip needs http_port, where the router reaches this server")
+            raise ValueError(
+                "kv_connector_extra_config: proxy_ip needs http_port, where the router reaches this server"
+            )
         return settings

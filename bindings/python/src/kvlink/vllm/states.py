@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import kvlink
-from kvlink import Section
 from vllm.utils.torch_utils import get_dtype_size
 from vllm.v1.kv_cache_interface import MambaSpec
+
+import kvlink
+from kvlink import Section
 
 #: Tensors of kvlink, as `Layout.from_pieces` takes them.
 Pieces = list[kvlink.Tensor]
@@ -55,9 +56,7 @@ def state_tensors(
     if conv is not None:
         sections = _sections(spec, conv, state, share, rows_outside, whole, what)
         axes = "BRD" if rows_outside else "BDR"
-        tensors += kvlink.convolution(
-            conv, axes, layers=[layer], sections=sections, group=group, role=f"{role} conv"
-        )
+        tensors += kvlink.convolution(conv, axes, layers=[layer], sections=sections, group=group, role=f"{role} conv")
     if state is not None:
         heads = share.even(state.shape[1])
         tensors += kvlink.state(

@@ -80,9 +80,7 @@ class KVLinkPromMetrics(KVConnectorPromMetrics):
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         self._histograms = {
             key: create_metric_per_engine(
-                self._histogram_cls(
-                    name=f"vllm:{name}", documentation=text, buckets=buckets, labelnames=labelnames
-                ),
+                self._histogram_cls(name=f"vllm:{name}", documentation=text, buckets=buckets, labelnames=labelnames),
                 self.per_engine_labelvalues,
             )
             for key, (name, text, buckets) in _HISTOGRAMS.items()

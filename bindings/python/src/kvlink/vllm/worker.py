@@ -1,4 +1,4 @@
-"""The half in a worker's process: it owns the rank's agent, and never waits but where vLLM asks it to, or has nothing to do."""
+"""The half in a worker's process: it owns the rank's agent, and waits only for what vLLM asks it to, or when idle."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import kvlink
 import torch
-from kvlink import EventKind
 from vllm.config import VllmConfig
 from vllm.distributed import parallel_state
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
 from vllm.model_executor.layers.mamba.mamba_utils import is_conv_state_dim_first
 from vllm.model_executor.models import ModelRegistry
 from vllm.v1.kv_cache_interface import KVCacheConfig
+
+import kvlink
+from kvlink import EventKind
 
 from .layout import Place, derive, layer_of
 from .log import logger
@@ -118,7 +119,7 @@ class WorkerHalf:
         group = parallel_state.get_world_group()
         found: list[Any] = [None] * group.world_size
         torch.distributed.all_gather_object(found, (self._engine_id, own), group=group.cpu_group)
-        return next(address for engine, address in found if engine == self._engine_id and address)
+        return str(next(address for engine, address in found if engine == self._engine_id and address))
 
     def _attach_router(self, agent: kvlink.Agent, ranks: int) -> None:
         s = self._settings
