@@ -32,7 +32,7 @@ constexpr unsigned kSeconds = 60;
 const char *const kUsage =
     "usage: kvlink-mori-check [--preflight] [--backend rdma|xgmi] [--host IPV4] [--port N] [--devices A,B]\n"
     "                         [--qp-per-transfer N] [--post-batch-size N] [--num-workers N] [--poll polling|event]\n"
-    "                         [--bytes N] [--memory host|gpu] [--seconds N] [--sysfs DIR]\n"
+    "                         [--bytes N] [--memory host|gpu] [--seconds N] [--sysfs DIR] [--help]\n"
     "\n"
     "Checks whether MoRI-IO can be used here and moves 64 MiB between two processes; with --preflight, only the former.\n"
     "--bytes: memory that will have to be locked; --sysfs: look there instead of in /sys.\n";
@@ -92,6 +92,10 @@ Options parse(int argc, char **argv) {
   Options o;
   for (int i = 1; i < argc; i++) {
     std::string name = argv[i];
+    if (name == "--help") {
+      std::printf("%s", kUsage);
+      std::exit(0);
+    }
     if (name == "--preflight") {
       o.preflight = true;
       continue;

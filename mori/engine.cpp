@@ -6,6 +6,8 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <hip/hip_runtime_api.h>
+#include <hsa/hsa.h>
+#include <hsa/hsa_ext_amd.h>
 #include <link.h>
 #include <pthread.h>
 #include <unistd.h>
@@ -14,6 +16,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -50,6 +53,7 @@ struct kvlink_mori_engine {
 
   std::mutex lock;  // of what follows
   std::deque<io::MemoryDesc> memories;
+  std::set<uint32_t> verified;  // memories that the devices have been asked for
   std::deque<std::vector<uint8_t>> memory_descs;
   // MoRI points to a status until it has ended, to one of a transfer that failed for longer, and from its own thread for a
   // moment after a success. So they are used again after a success, and freed when the engine is gone.
@@ -188,6 +192,26 @@ class DescriptorZero {
   int kept_;
 };
 
+// MoRI tells the devices of a memory when it is first read or reads, and aborts the process where one refuses.
+void ask_devices(const kvlink_mori_engine &engine, const io::MemoryDesc &memory) {
+  if (!engine.rdma) return;
+  auto *addr = reinterpret_cast<void *>(memory.data);
+  kvlink_mori::Dmabuf buffer{-1, 0};
+  bool gpu = memory.loc == io::MemoryLocationType::GPU;
+  if (gpu && hsa_amd_portable_export_dmabuf(addr, memory.size, &buffer.fd, &buffer.offset) != HSA_STATUS_SUCCESS) buffer.fd = -1;
+  std::exception_ptr refused;
+  try {
+    Verbs verbs;
+    for (const auto &device : verbs.devices(kvlink_mori::chosen_devices(engine.devices))) {
+      verbs.try_memory(device, addr, memory.size, gpu ? &buffer : nullptr);
+    }
+  } catch (...) {
+    refused = std::current_exception();
+  }
+  if (buffer.fd >= 0) close(buffer.fd);
+  if (refused) std::rethrow_exception(refused);
+}
+
 std::string text_of(io::TransferStatus &status) {
   return status.Message() + " (MoRI's code " + std::to_string(static_cast<uint32_t>(status.Code())) + ")";
 }
@@ -276,20 +300,23 @@ int kvlink_mori_memory_register(kvlink_mori_engine_t *engine, void *addr, uint64
     if (!gpu && !engine->rdma) {
       throw std::runtime_error("xGMI joins GPUs, and this is memory of the host");
     }
-    if (engine->rdma && verify != 0) {
-      Verbs verbs;
-      for (const auto &device : verbs.devices(kvlink_mori::chosen_devices(engine->devices))) {
-        verbs.try_memory(device, addr, size, gpu);
-      }
-    }
     int device = gpu ? found.device : -1;
     auto location = gpu ? io::MemoryLocationType::GPU : io::MemoryLocationType::CPU;
     io::MemoryDesc made = engine->engine->RegisterMemory(addr, size, device, location);
+    if (verify != 0) {
+      try {
+        ask_devices(*engine, made);
+      } catch (...) {
+        engine->engine->DeregisterMemory(made);
+        throw;
+      }
+    }
     std::lock_guard<std::mutex> guard(engine->lock);
     if (gpu) engine->gpus.insert(device);
     engine->memories.push_back(made);
     engine->memory_descs.push_back(packed(made));
     *memory = static_cast<uint32_t>(engine->memories.size() - 1);
+    if (verify != 0) engine->verified.insert(*memory);
     *desc = engine->memory_descs.back().data();
     *len = engine->memory_descs.back().size();
   });
@@ -303,9 +330,18 @@ int kvlink_mori_session_open(kvlink_mori_engine_t *engine, uint32_t memory, cons
       throw std::runtime_error("a memory of " + std::to_string(remote.size) + " bytes of engine \"" + remote.engineKey +
                                "\", announced as " + std::to_string(size) + " bytes of \"" + key + "\"");
     }
-    engine->lock.lock();
-    io::MemoryDesc local = engine->memories.at(memory);
-    engine->lock.unlock();
+    io::MemoryDesc local;
+    bool verified = false;
+    {
+      std::lock_guard<std::mutex> guard(engine->lock);
+      local = engine->memories.at(memory);
+      verified = engine->verified.count(memory) != 0;
+    }
+    if (!verified) ask_devices(*engine, local);
+    {
+      std::lock_guard<std::mutex> guard(engine->lock);
+      engine->verified.insert(memory);
+    }
     std::optional<io::IOEngineSession> made = engine->engine->CreateSession(local, remote);
     if (!made) {
       throw std::runtime_error(engine->rdma ? "MoRI finds no way to the peer"

@@ -52,7 +52,8 @@ int kvlink_mori_peer_add(kvlink_mori_engine_t *engine, const char *key, const ui
 int kvlink_mori_peer_remove(kvlink_mori_engine_t *engine, const uint8_t *desc, size_t len);
 
 /* Registers memory of the host or of a GPU; `desc` is what peers have to know of it, valid as long as the engine. MoRI tells
- * the RDMA devices only when a peer first asks, and aborts the process where they refuse: with `verify`, they are asked now. */
+ * the RDMA devices only when it is first used, and aborts the process where they refuse: with `verify` they are asked now,
+ * otherwise when a session is opened. */
 int kvlink_mori_memory_register(kvlink_mori_engine_t *engine, void *addr, uint64_t size, uint32_t verify, uint32_t *memory,
                                 const uint8_t **desc, size_t *len);
 

@@ -49,6 +49,7 @@ Verbs::Verbs() : library_(load()) {
   find(library_, "ibv_alloc_pd", &alloc_pd_);
   find(library_, "ibv_dealloc_pd", &dealloc_pd_);
   find(library_, "ibv_reg_mr", &reg_mr_);
+  find(library_, "ibv_reg_dmabuf_mr", &reg_dmabuf_mr_);
   find(library_, "ibv_dereg_mr", &dereg_mr_);
   list_ = get_device_list_(nullptr);
 }
@@ -93,19 +94,22 @@ std::vector<bool> Verbs::ports(const Device &device) const {
   return out;
 }
 
-void Verbs::try_memory(const Device &device, void *addr, size_t size, bool gpu) const {
+void Verbs::try_memory(const Device &device, void *addr, size_t size, const Dmabuf *gpu) const {
   ibv_context *context = open(device);
   ibv_pd *domain = alloc_pd_(context);
   ibv_mr *region = domain != nullptr ? reg_mr_(domain, addr, size, kAccess) : nullptr;
   int error = errno;
+  if (region == nullptr && domain != nullptr && gpu != nullptr && gpu->fd >= 0) {
+    region = reg_dmabuf_mr_(domain, gpu->offset, size, reinterpret_cast<uint64_t>(addr), gpu->fd, kAccess);
+  }
   if (region != nullptr) dereg_mr_(region);
   if (domain != nullptr) dealloc_pd_(domain);
   close_device_(context);
   if (region != nullptr) return;
   std::string text = device.name + " cannot register " + std::to_string(size) + " bytes of " +
-                     (gpu ? "GPU memory" : "memory") + ": " + std::strerror(error);
-  if (gpu) {
-    text += " (is the kernel's peer memory support for this card loaded?)";
+                     (gpu != nullptr ? "GPU memory" : "memory") + ": " + std::strerror(error);
+  if (gpu != nullptr) {
+    text += ", neither by its address (is the kernel's peer memory support loaded?) nor as a dma-buf";
   } else {
     text += "; memory has to be locked for it, and RLIMIT_MEMLOCK is " + limit() + " (ulimit -l)";
   }

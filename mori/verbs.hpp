@@ -14,6 +14,12 @@ struct Device {
   ibv_device *handle;
 };
 
+// Memory of a GPU, as other drivers may know it.
+struct Dmabuf {
+  int fd;  // -1: there is none
+  uint64_t offset;
+};
+
 class Verbs {
  public:
   // Loads the library; throws std::runtime_error with the loader's reason.
@@ -27,7 +33,8 @@ class Verbs {
   // The numbers of the ports of a device, and which of them are active; throws where it cannot be opened or asked.
   std::vector<bool> ports(const Device &device) const;
   // Registers memory as MoRI does, and lets it go again; throws with the device's name and the reason where MoRI would abort.
-  void try_memory(const Device &device, void *addr, size_t size, bool gpu) const;
+  // Memory of a GPU that the kernel cannot reach by its address can be by a dma-buf, where there is one.
+  void try_memory(const Device &device, void *addr, size_t size, const Dmabuf *gpu) const;
 
  private:
   void *library_;
@@ -41,6 +48,7 @@ class Verbs {
   decltype(&::ibv_alloc_pd) alloc_pd_;
   decltype(&::ibv_dealloc_pd) dealloc_pd_;
   ibv_mr *(*reg_mr_)(ibv_pd *, void *, size_t, int);
+  decltype(&::ibv_reg_dmabuf_mr) reg_dmabuf_mr_;
   decltype(&::ibv_dereg_mr) dereg_mr_;
 
   ibv_context *open(const Device &device) const;

@@ -73,7 +73,12 @@ hip libhsa-runtime64.so.1 hsa.map
 newest "$package/librocm_smi64.so.1" "$here/smi.cpp" ||
     "$CXX" -std=c++17 -O2 -Wall -Wextra -Werror -shared -fPIC "$here/smi.cpp" -o "$package/librocm_smi64.so.1"
 
-[ -f "$out/build/CMakeCache.txt" ] ||
-    cmake -S "$root" -B "$out/build" -DCMAKE_BUILD_TYPE=Release -DKVLINK_MORI="$package" -DKVLINK_HIP_INCLUDE="$cache/hip" >&2
-cmake --build "$out/build" --target kvlink_mori kvlink_mori_check >&2
+{
+    [ -f "$out/build/CMakeCache.txt" ] || cmake -S "$root" -B "$out/build" -DCMAKE_BUILD_TYPE=Release \
+        -DKVLINK_MORI="$package" -DKVLINK_HIP_INCLUDE="$cache/hip"
+    cmake --build "$out/build" --target kvlink_mori kvlink_mori_check
+} >"$out/build.log" 2>&1 || {
+    cat "$out/build.log" >&2
+    exit 1
+}
 echo "$out/build/mori"

@@ -4,6 +4,7 @@
 use crate::node::{LEN, Node, everything, options};
 use crate::process::is_alone;
 use kvlink::error::Status;
+use kvlink::layout::Span;
 use kvlink::transport::mori::{Mori, MoriOptions};
 use kvlink::transport::{JobId, LinkId, Poller, Transport};
 use std::os::unix::fs::PermissionsExt;
@@ -140,4 +141,23 @@ fn a_card_that_has_stopped_costs_the_engine_that_reads() {
     sink.post(4, 1, everything());
     assert_eq!(sink.good(4), LEN as u64);
     assert_eq!(sink.changed(7), 0);
+}
+
+/// An agent that is read from and reads locks its memory twice. Where that is too much, MoRI would abort the process.
+#[test]
+fn memory_that_cannot_be_locked_twice() {
+    let limit = (LEN + LEN / 2).to_string();
+    let Some(o) = options().filter(|_| is_alone(&[("STANDIN_VERBS_MEMORY", &limit)])) else { return };
+    let (mut large, mut small) = (Node::new(o.clone(), 1), Node::sized(o, 2, 1 << 20));
+    let span = Span { src_offset: 0, dst_offset: 0, len: 4096, src_region: 0, dst_region: 0 };
+    small.mori.connect(LinkId(1), &large.mori.metadata()).unwrap();
+    large.mori.connect(LinkId(1), &small.mori.metadata()).unwrap();
+    small.post(1, 1, vec![span]);
+    assert_eq!(small.good(1), 4096);
+    large.post(2, 1, vec![span]);
+    let e = large.end(2, LONG).expect("an end").result.unwrap_err();
+    assert!(e.message().contains("standin0 cannot register 16777216 bytes"), "{e}");
+    // Nobody else is harmed.
+    small.post(3, 1, vec![span]);
+    assert_eq!(small.good(3), 4096);
 }

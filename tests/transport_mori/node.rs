@@ -25,10 +25,14 @@ pub struct Node {
 impl Node {
     /// A transport with one region that is full of a byte.
     pub fn new(options: MoriOptions, byte: u8) -> Node {
+        Node::sized(options, byte, LEN)
+    }
+
+    pub fn sized(options: MoriOptions, byte: u8, len: usize) -> Node {
         let poller = Arc::new(Poller::new().unwrap());
         let mut mori = Mori::new(poller.clone(), 0, options).unwrap();
-        let bytes = vec![byte; LEN];
-        mori.register(0, &Memory::new(bytes.as_ptr() as usize, LEN).unwrap()).unwrap();
+        let bytes = vec![byte; len];
+        mori.register(0, &Memory::new(bytes.as_ptr() as usize, len).unwrap()).unwrap();
         Node { mori, poller, bytes, done: Vec::new() }
     }
 

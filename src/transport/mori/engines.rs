@@ -84,7 +84,7 @@ impl Engines {
             let engine = Engine::new(self.library, &name, &config(&self.options, 0))?;
             let mut numbers = HashMap::new();
             for (region, memory) in &self.regions {
-                let made = engine.register(memory.addr(), memory.len(), self.generation == 1)?;
+                let made = engine.register(memory.addr(), memory.len(), false)?;
                 numbers.insert(*region, made.number);
             }
             for (name, known) in &self.peers {
@@ -189,7 +189,7 @@ impl Agents for Engines {
         let refused = |e: String| backend(format!("registering region {region} of {} bytes: {e}", memory.len()));
         let made = self.server()?.register(memory.addr(), memory.len(), true).map_err(refused)?;
         if let Some(reader) = &mut self.reader {
-            let made = reader.engine.register(memory.addr(), memory.len(), true).map_err(refused)?;
+            let made = reader.engine.register(memory.addr(), memory.len(), false).map_err(refused)?;
             reader.numbers.insert(region, made.number);
         }
         self.regions.insert(region, memory);

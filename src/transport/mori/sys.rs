@@ -208,8 +208,8 @@ impl Engine {
         self.library.check(unsafe { (self.library.table.peer_remove)(self.raw, desc.as_ptr(), desc.len()) })
     }
 
-    /// Makes memory usable. The caller keeps it mapped until the engine is gone. With `verify`, it is locked once to see
-    /// whether it can be: MoRI would end the process otherwise.
+    /// Makes memory usable. The caller keeps it mapped until the engine is gone. With `verify`, it is locked once now to
+    /// see whether it can be, otherwise when a session is opened: MoRI would end the process.
     pub fn register(&self, addr: usize, len: usize, verify: bool) -> Result<Registered, String> {
         let (mut number, mut data, mut size) = (0, std::ptr::null(), 0);
         let addr = addr as *mut c_void;
