@@ -5,10 +5,10 @@ use kvlink::error::{Error, Status};
 use kvlink::layout::model::{Cache, Layers, Model, Placement};
 use kvlink::layout::{DType, Layout, layout_from_json, layout_to_json};
 use kvlink::proto::{
-    AcceptArgs, Config, Counts, Direction, Endpoint, Identity, JobEnd, LinkInfo, Offer, Output, ReadArgs, WriteArgs,
-    Zmq,
+    AcceptArgs, Config, Counts, Direction, Endpoint, Identity, JobEnd, LinkInfo, Moriio, MoriioArgs, MoriioPort, Offer,
+    Output, ReadArgs, WriteArgs, Zmq,
 };
-use kvlink::wire::moriio::{Params, RequestRoute, ZmqAddress, check_http_address};
+use kvlink::wire::moriio::{Handshake, Notify, Params, RequestRoute, Role, ZmqAddress, check_http_address};
 use kvlink::wire::zmtp::{self, Command, Decoder, Received};
 use kvlink::wire::{Blocks, Entry, FrameDecoder, Message, Preamble, Purpose, Range, StreamKind, Ticket, encode_frame};
 use std::sync::{Arc, OnceLock};
@@ -142,6 +142,43 @@ pub fn moriio(data: &[u8]) {
     }
     if let Err(e) = Params::from_json(data) {
         assert_eq!(e.status(), Status::InvalidArgument);
+    }
+}
+
+/// What workers of vLLM's MoRIIOConnector say, as messages and as what comes to a worker's ports.
+pub fn worker(data: &[u8]) {
+    for role in [Role::Prefill, Role::Decode] {
+        match Notify::decode(data, role) {
+            Ok(m) => {
+                assert_eq!(Notify::decode(&m.encode(), role), Ok(m.clone()));
+                assert_eq!(Notify::from_json(m.to_json().as_bytes()), Ok(m));
+            }
+            Err(e) => assert_eq!(e.status(), Status::Protocol, "{e}"),
+        }
+    }
+    let Some((cut, rest)) = data.split_first() else { return };
+    let (meta, layers) = rest.split_at(usize::from(*cut).min(rest.len()));
+    match Handshake::decode(meta, layers) {
+        Ok(h) => {
+            let [meta, layers] = h.encode();
+            assert_eq!(Handshake::decode(&meta, &layers), Ok(h.clone()));
+            assert_eq!(Handshake::from_json(h.to_json().as_bytes()), Ok(h));
+        }
+        Err(e) => assert_eq!(e.status(), Status::Protocol, "{e}"),
+    }
+    let now = Instant::now();
+    for port in [MoriioPort::Handshake, MoriioPort::Notify] {
+        let args = MoriioArgs { role: Role::Prefill, handshake: None, user_data: 0 };
+        let mut it = Moriio::new(args, 1);
+        let link = it.handle_accepted(now, port).expect("the first connection is taken");
+        let ready = Command::Ready { socket_type: "DEALER".into(), identity: vec![] };
+        it.handle_bytes(now, link, &[zmtp::greeting().to_vec(), ready.encode()].concat());
+        for piece in rest.chunks(usize::from(*cut).max(1)) {
+            it.handle_bytes(now, link, piece);
+        }
+        it.handle_timeout(now + Duration::from_secs(60));
+        let outputs = std::iter::from_fn(|| it.poll_output()).count();
+        assert!(outputs <= 8 + 2 * data.len(), "{outputs} outputs from {} bytes", data.len());
     }
 }
 

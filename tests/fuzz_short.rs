@@ -134,6 +134,7 @@ proptest! {
         entries::layout(&data);
         entries::zmtp(&data);
         entries::moriio(&data);
+        entries::worker(&data);
     }
 
     #[test]
@@ -152,6 +153,44 @@ proptest! {
         for text in [ROUTE, PARAMS, &ROUTE[16..60]] {
             entries::moriio(text.as_bytes());
             entries::moriio(&mutate(text.as_bytes().to_vec(), &m));
+        }
+    }
+
+    #[test]
+    fn no_mutated_worker_breaks_another(
+        req_id in name(), transfer_id in name(), lists in proptest::collection::vec(proptest::collection::vec(any::<u32>(), 0..9), 1..4),
+        number: u32, m in mutations(),
+    ) {
+        use kvlink::wire::moriio::{Blob, GET_META, Handshake, LayerMemory, Notify};
+        use kvlink::wire::zmtp::{message, message_of};
+        let handshake = Handshake {
+            engine_id: req_id.clone(),
+            agent_metadata: Blob(m.2.clone()),
+            kv_caches_base_addr: vec![u64::from(number)],
+            num_blocks: 1,
+            block_len: number.into(),
+            attn_backend_name: transfer_id.clone(),
+            kv_head_layouts: [("a".into(), vec![1, 2])].into(),
+            mamba_state_layouts: [].into(),
+            attention_block_sizes: [("a".into(), 16)].into(),
+            layers: vec![LayerMemory { layer: "a".into(), regions: vec![Blob(m.2.clone())] }],
+        };
+        let [meta, layers] = handshake.encode();
+        let both = [&[meta.len().min(255) as u8][..], &meta, &layers].concat();
+        entries::worker(&both);
+        entries::worker(&mutate(both, &m));
+        for one in [
+            Notify::RemoteBlocks { req_id, transfer_id: transfer_id.clone(), block_notify_list: lists, decode_rank: number },
+            Notify::WriteDone { transfer_id: transfer_id.clone(), num_writers: number % 5 },
+            Notify::WriteFailed { transfer_id: transfer_id.clone() },
+            Notify::Release { transfer_id, consumer_tp_size: number % 5 },
+        ] {
+            let frame = one.encode();
+            entries::worker(&frame);
+            entries::worker(&mutate(frame.clone(), &m));
+            let said = [&[number as u8][..], &message(&frame), &message_of(&[b"", &frame]), &message(GET_META)].concat();
+            entries::worker(&said);
+            entries::worker(&mutate(said, &m));
         }
     }
 

@@ -152,7 +152,7 @@ impl Inner {
 
     fn serve(self: &Arc<Inner>) -> Result<()> {
         let (mut ready, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
-        while !self.stop.load(Ordering::SeqCst) {
+        loop {
             let mut state = self.state.lock();
             for (link, made) in std::mem::take(&mut *self.arrivals.made.lock()) {
                 self.on_connected(&mut state, link, made);
@@ -165,9 +165,12 @@ impl Inner {
             self.carry_out(&mut state);
             let timeout = state.moriio.poll_timeout().map(|at| at.saturating_duration_since(now));
             drop(state);
+            // After wake-ups were taken: whoever stops us wakes us then.
+            if self.stop.load(Ordering::SeqCst) {
+                return Ok(());
+            }
             self.poller.wait(timeout, &mut ready)?;
         }
-        Ok(())
     }
 
     fn on_ready(&self, state: &mut State, ready: Ready, buffer: &mut [u8]) {

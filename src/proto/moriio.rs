@@ -243,6 +243,8 @@ impl Moriio {
     pub fn handle_failed(&mut self, now: Instant, link: LinkId, error: Error) {
         match self.links.get_mut(&link) {
             None => return,
+            // It is not there to fail: it is waited with.
+            Some(Link::Meeting { call, .. } | Link::Line { call, .. }) if call.again.is_some() => return,
             Some(Link::Caller { .. }) => {
                 self.links.remove(&link);
             }
@@ -519,10 +521,11 @@ impl Call {
 
     /// Time is over.
     fn late(&self) -> Error {
-        match self.why.as_str() {
-            "" => Error::new(Status::Deadline, "no answer in time"),
-            why => Error::new(Status::Unreachable, why),
+        if self.zmq.as_ref().is_some_and(Zmq::is_ready) {
+            return Error::new(Status::Deadline, "no answer in time");
         }
+        let why = if self.why.is_empty() { "no connection in time" } else { &self.why };
+        Error::new(Status::Unreachable, why)
     }
 }
 

@@ -9,6 +9,7 @@ mod chaos;
 mod contracts;
 mod handshake;
 mod hostile;
+mod moriio;
 mod notify;
 mod read;
 mod router;

@@ -250,7 +250,7 @@ fn a_worker_of_vllm_that_stands_still_or_dies_is_told() {
     for timeout in [1, 500] {
         let id = agent.send_moriio(&at, &done(3), Duration::from_millis(timeout), 9).unwrap();
         let (status, text) = end(&agent, id);
-        let expected = [Status::Unreachable, Status::Deadline, Status::PeerDead];
+        let expected = [Status::Unreachable, Status::PeerDead];
         assert!(expected.contains(&status), "{status:?} {text} {at} {timeout}");
     }
     assert!(begun.elapsed() < LONG);
@@ -305,5 +305,11 @@ fn opening_closing_and_cancelling() {
     agent.close_moriio().unwrap();
     assert_eq!(end(&agent, meet).0, Status::Cancelled);
     assert_eq!(agent.cancel(meet).unwrap_err().status(), Status::BadHandle);
+    for _ in 0..100 {
+        agent.open_moriio(config.clone()).unwrap();
+        let meet = agent.meet_moriio("127.0.0.1:1", Duration::from_millis(1), 9).unwrap();
+        agent.close_moriio().unwrap();
+        assert!(matches!(end(&agent, meet).0, Status::Cancelled | Status::Unreachable));
+    }
     agent.open_moriio(config).unwrap();
 }

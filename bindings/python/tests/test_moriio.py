@@ -35,9 +35,7 @@ def test_workers_meet_and_tell() -> None:
             meet_port, tell_port = free_port(), free_port()
             said: asyncio.Queue[kvlink.Event] = asyncio.Queue()
             decode.on_moriio = said.put_nowait
-            decode.open_moriio(
-                kvlink.Role.DECODE, handshake=HANDSHAKE, handshake_port=meet_port, notify_port=tell_port
-            )
+            decode.open_moriio(kvlink.Role.DECODE, handshake=HANDSHAKE, handshake_port=meet_port, notify_port=tell_port)
             prefill.open_moriio(kvlink.Role.PREFILL)
             # Whoever waits for nothing of an agent has to say that its events are to be taken.
             waiting = asyncio.create_task(decode.ready())

@@ -304,8 +304,8 @@ class Agent:
     ) -> None:
         """Opens the one worker that an agent can be opposite workers of vLLM's MoRIIOConnector.
 
-        `handshake` is what it says on its handshake port, as docs/moriio.md has it; `dp` and `tp` are rank and size. What
-        others say comes as events of the kind MORIIO without an operation, from `poll` and to `on_moriio`.
+        `handshake` is what it says on its handshake port, as docs/moriio.md has it; `dp` and `tp` are rank and size.
+        What others say comes as events of the kind MORIIO without an operation, from `poll` and to `on_moriio`.
         """
         worker, _keep = worker_of(role, handshake, host, (handshake_port, notify_port), dp, tp)
         self._check(lib.kvlink_moriio_open(self._handle, worker))
@@ -327,7 +327,9 @@ class Agent:
         where, time, number = c_string("address", address), milliseconds("timeout", timeout), ctypes.c_uint64()
         text = json.dumps(message).encode()
         exchange = Exchange(self, f"message to {address}")
-        self._begin(exchange, lambda key: lib.kvlink_moriio_send(self._handle, where, text, len(text), time, key, number))
+        self._begin(
+            exchange, lambda key: lib.kvlink_moriio_send(self._handle, where, text, len(text), time, key, number)
+        )
         exchange.id = number.value
         return exchange
 
