@@ -38,7 +38,7 @@ type AcceptParams struct {
 func (a *Agent) Offer(params OfferParams) (*Offer, error) {
 	pin := pins{call: "kvlink_offer"}
 	defer pin.release()
-	c := pin.offer(params)
+	var c C.kvlink_offer_t = pin.offer(params)
 	if pin.err != nil {
 		return nil, pin.err
 	}

@@ -24,16 +24,17 @@ class Case:
     mode: str = "read"
     block: tuple[int, int] | None = None
     prefix_caching: bool = False
+    transport: str = "host"
     dtype: str = "float32"
     #: Arguments of both servers.
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        block = "" if self.block is None else f"-blocks-{self.block[0]}-{self.block[1]}"
-        cached = "-prefix" if self.prefix_caching else ""
-        chunked = "-chunked" if self.arguments else ""
-        return f"{self.model}-tp{self.tp[0]}-tp{self.tp[1]}-{self.mode}{block}{cached}{chunked}"
+        words = [self.model, f"tp{self.tp[0]}", f"tp{self.tp[1]}", self.mode]
+        words += [] if self.block is None else [f"blocks-{self.block[0]}-{self.block[1]}"]
+        words += ["chunked"] * bool(self.arguments) + [self.transport] * (self.transport != "host")
+        return "-".join(words)
 
 
 CHUNKED = ("--max-num-batched-tokens=128", "--enable-chunked-prefill")
@@ -53,6 +54,7 @@ CASES = [
     Case("qwen3_next", tp=(2, 1), dtype="bfloat16"),
     Case("deepseek_v2", tp=(2, 1)),
     Case("llama", arguments=CHUNKED),
+    Case("granite", transport="nixl"),
     Case("llama", mode="write"),
     Case("llama", mode="write", arguments=CHUNKED),
     Case("gemma3", mode="write"),
@@ -82,7 +84,11 @@ class Servers:
                     "prefill" if i == 0 else "decode",
                     logs,
                     role=role,
-                    extra={"mode": case.mode, **({"listen": self.address} if i == 1 else {})},
+                    extra={
+                        "mode": case.mode,
+                        "transport": case.transport,
+                        **({"listen": self.address} if i == 1 else {}),
+                    },
                     arguments=arguments,
                     environment=case.environment,
                     prefix_caching=case.prefix_caching,
@@ -137,7 +143,7 @@ def test_tokens_are_those_of_one_server(case: Case, logs: Path, prompts: list[li
             assert server.metric("vllm:kvlink_failed_transfers_total") == 0
             assert server.metric("vllm:kvlink_expired_leases_total") == 0
         reader = servers.decode if case.mode == "read" else servers.prefill
-        assert reader.text().count("rank 0: host/") >= 1, "no line names the transport"
+        assert f"rank 0: {case.transport}/" in reader.text(), "no line names the transport"
 
 
 @pytest.mark.parametrize("model", ["llama", "granite"])

@@ -69,6 +69,23 @@ def test_a_request_whose_prefill_server_died_is_computed_again(
         until(lambda: decode.metric("vllm:kv_cache_usage_perc") == 0)
 
 
+def test_a_request_that_nobody_writes_is_computed_here(logs: Path, prompts: list[list[int]]) -> None:
+    extra = {"mode": "write", "transfer_timeout": 5.0}
+    prefill = Server("llama", "prefill", logs, role="kv_producer", extra=extra)
+    decode = Server("llama", "decode", logs, role="kv_consumer", extra=extra, transfer=RECOMPUTE)
+    with prefill.ready(), decode.ready():
+        wanted = decode.ask(prompts[2], TOKENS)
+        answers: list[Answer] = []
+        params = {"do_remote_prefill": True, "do_remote_decode": False, "transfer_id": "tx-1"}
+        thread = threading.Thread(target=lambda: answers.append(decode.ask(prompts[2], TOKENS, params)))
+        thread.start()
+        prefill.kill()
+        thread.join(DEADLINE)
+        assert len(answers) == 1, "it waits for ever"
+        assert answers[0].tokens == wanted.tokens
+        until(lambda: decode.metric("vllm:kvlink_failed_transfers_total") == 1)
+
+
 def test_what_is_given_up_is_freed(logs: Path, prompts: list[list[int]]) -> None:
     prefill, decode = pair("llama", logs)
     with prefill.ready(), decode.ready():

@@ -12,6 +12,11 @@ import kvlink
 from kvlink._library import SONAME, _compatible
 
 
+def test_vllm_is_not_imported_unless_asked_for() -> None:
+    run = python("import kvlink, sys; print([m for m in sys.modules if 'vllm' in m or m == 'torch'])")
+    assert run.stdout.strip() == "[]", run.stderr
+
+
 def test_the_environment_s_library_wins_and_nothing_else_is_tried(tmp_path: Path) -> None:
     copy = tmp_path / "other.so"
     shutil.copy(_path_of_library(), copy)

@@ -33,6 +33,8 @@ class Settings:
     heartbeat: float = 1.0
     #: NIXL's backend.
     nixl_backend: str = ""
+    #: NIXL's library, or the directory that its package is installed in; by default that of this environment.
+    nixl_library: str = ""
     #: Router that speaks the moriio discovery protocol; none by default.
     proxy_ip: str = ""
     #: The router's discovery port.

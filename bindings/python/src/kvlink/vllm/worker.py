@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,6 +100,7 @@ class WorkerHalf:
             "advertise": s.advertise or None,
             "require_transport": None if s.transport == "auto" else s.transport,
             "nixl_backend": s.nixl_backend or None,
+            "nixl_library": s.nixl_library or (_nixl() if s.transport == "nixl" else None),
             "lease": s.kv_lease_duration,
             "transfer_timeout": s.transfer_timeout,
             "handshake_timeout": s.handshake_timeout,
@@ -327,8 +330,20 @@ class WorkerHalf:
                 self._writes.ended(operation, event)
         elif event.kind == EventKind.ROUTER:
             logger.info("router: %s", "registered" if error is None else error)
+        elif event.kind == EventKind.AGENT_FAILED:
+            self._broken(error or kvlink.Error(event.payload.decode(), kvlink.Status.POISONED))
         elif error is not None:
             logger.error("%s", error)
+
+    def _broken(self, error: kvlink.Error) -> None:
+        """The agent is of no more use: nobody waits for it any longer."""
+        logger.error("%s", error)
+        for request_id in list(self._loads):
+            self._failed(request_id, error)
+        for offer in self._offers.values():
+            self._sent.add(offer.request_id)
+        self._offers.clear()
+        self._writes.abandon()
 
     def _ended(self, request_id: str, operation: kvlink.Operation[Any], event: kvlink.Event) -> None:
         load = self._loads[request_id]
@@ -340,6 +355,12 @@ class WorkerHalf:
         if isinstance(operation, kvlink.Transfer) and len(load.blocks) == 1:
             blocks = operation.failed_blocks(0)
         self._failed(request_id, event.error, blocks)
+
+
+def _nixl() -> str | None:
+    """Where this environment's packages are, if NIXL is one of them."""
+    found = importlib.util.find_spec("nixl")
+    return None if found is None or found.origin is None else str(Path(found.origin).parents[1])
 
 
 def _place(config: VllmConfig) -> Place:

@@ -88,6 +88,12 @@ class Writes:
             self._stop(request)
         return request
 
+    def abandon(self) -> None:
+        """Ends everything: no more events will come."""
+        self._sent.update(self._requests)
+        self._requests.clear()
+        self._owners.clear()
+
     def ended(self, operation: kvlink.Operation[Any], event: kvlink.Event) -> None:
         """A write has ended."""
         request = self._owners.pop(operation, None)
