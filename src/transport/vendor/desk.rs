@@ -99,9 +99,10 @@ impl<A: Agents, R: Report> Desk<A, R> {
                 break;
             }
         }
+        let reason = Error::new(Status::PeerDead, "the transport is gone");
         let worker = self.worker.lock().take();
         if let Some(worker) = worker {
-            worker.finish(&Error::new(Status::PeerDead, "the transport is gone"));
+            worker.end(&reason);
         }
     }
 

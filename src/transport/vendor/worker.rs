@@ -98,11 +98,11 @@ pub(super) struct Worker<A: Agents, R> {
     replacing: Option<Instant>,
     /// Why nothing can be begun any more.
     ended: Option<Error>,
+    closing: Option<Closing>,
     /// Between looks at what is under way.
     pause: Duration,
     /// Jobs that ended while the reactor was at it.
     in_hand: Option<Vec<Done>>,
-    closing: Option<Closing>,
     out: R,
 }
 
@@ -118,9 +118,9 @@ impl<A: Agents, R: Report> Worker<A, R> {
             flights: Vec::new(),
             replacing: None,
             ended: None,
+            closing: None,
             pause: SHORTEST,
             in_hand: None,
-            closing: None,
             out,
         }
     }
@@ -157,16 +157,6 @@ impl<A: Agents, R: Report> Worker<A, R> {
     pub fn to_post(&self) -> u64 {
         let left = |r: &Running| r.bytes.saturating_sub(r.moved);
         self.turns.iter().filter_map(|id| self.jobs.get(id)).fold(0, |sum, r| sum.saturating_add(left(r)))
-    }
-
-    /// Ends everything.
-    pub fn finish(mut self, reason: &Error) {
-        self.begin_to_close(reason, None);
-        while !self.close() {
-            if !self.look() {
-                std::thread::sleep(SHORTEST);
-            }
-        }
     }
 
     /// Whether a job's reads will be copied straight into the blocks while they are posted.

@@ -1,7 +1,7 @@
 //! Ending the agent that reads: to replace it, and for good.
 
 use super::flight::Flight;
-use super::{Report, Running, Worker};
+use super::{Report, Running, SHORTEST, Worker};
 use crate::error::{Error, Result};
 use crate::transport::vendor::Agents;
 use crate::transport::{Done, JobId};
@@ -90,8 +90,8 @@ impl<A: Agents, R: Report> Worker<A, R> {
     }
 
     /// Begins to end everything, unless that was begun before: jobs, and the agent that peers read from. What is under way
-    /// is left to [`Worker::close`], so that other links' peers are not harmed.
-    pub(super) fn begin_to_close(&mut self, reason: &Error, answer: Option<Sender<Result<()>>>) {
+    /// is left to [`Worker::close`], so that the peers that it is read from are not harmed.
+    pub(in crate::transport::vendor) fn begin_to_close(&mut self, reason: &Error, answer: Option<Sender<Result<()>>>) {
         if self.ended.is_some() {
             return;
         }
@@ -126,13 +126,22 @@ impl<A: Agents, R: Report> Worker<A, R> {
         }
         self.turns.clear();
         if let Some(Closing { server, answer, .. }) = self.closing.take() {
-            let ended = server.and(ended);
-            match (answer, ended) {
+            match (answer, server.and(ended)) {
                 (Some(answer), ended) => drop(answer.send(ended)),
                 (None, Err(e)) => log::error!("kvlink: {e}"),
                 (None, Ok(())) => {}
             }
         }
         true
+    }
+
+    /// Closes, and returns when that is done.
+    pub(in crate::transport::vendor) fn end(mut self, reason: &Error) {
+        self.begin_to_close(reason, None);
+        while !self.close() {
+            if !self.look() {
+                std::thread::sleep(SHORTEST);
+            }
+        }
     }
 }
