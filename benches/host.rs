@@ -1,6 +1,10 @@
 //! Throughput of the host transport between two processes, each way against the bare system call that it is made of,
 //! measured in the same run. `cargo bench --bench host`.
 
+mod common;
+
+use common::bare::{iovec, pull, receive, run, send, vectored};
+use common::{filled, wanted};
 use kvlink::layout::Span;
 use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::host::{Host, HostOptions};
@@ -25,22 +29,9 @@ fn permuted(len: u64) -> Vec<Span> {
     if len == 1 {
         return vec![Span { src_offset: 4096, dst_offset: 8192, len: 16 << 10, src_region: 0, dst_region: 0 }];
     }
-    let n = SPANS.min(CAP / len);
-    let mut state = 12345u64;
-    let mut order = |seed: u64| {
-        let mut v: Vec<u64> = (0..n).collect();
-        state ^= seed;
-        for i in (1..n as usize).rev() {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            v.swap(i, (state >> 33) as usize % (i + 1));
-        }
-        v
-    };
-    let (src, dst) = (order(1), order(2));
-    src.iter()
-        .zip(&dst)
-        .map(|(s, d)| Span { src_offset: s * len, dst_offset: d * len, len, src_region: 0, dst_region: 0 })
-        .collect()
+    let order = |seed| common::permuted(SPANS.min(CAP / len) as u32, seed).into_iter().map(u64::from);
+    let span = |(s, d)| Span { src_offset: s * len, dst_offset: d * len, len, src_region: 0, dst_region: 0 };
+    order(1).zip(order(2)).map(span).collect()
 }
 
 fn main() {
@@ -48,12 +39,6 @@ fn main() {
         Ok(address) => child(&address),
         Err(_) => parent(),
     }
-}
-
-fn region() -> Arc<SharedMemory> {
-    let m = Arc::new(SharedMemory::allocate(CAP as usize).expect("memory"));
-    unsafe { std::ptr::write_bytes(m.addr() as *mut u8, 7, m.len()) };
-    m
 }
 
 fn only(shm: bool, cma: bool, tcp: bool) -> HostOptions {
@@ -78,7 +63,7 @@ fn tell(s: &mut TcpStream, bytes: &[u8]) {
 
 /// The source: sends what it is told, by the transport or by bare calls.
 fn child(address: &str) {
-    let memory = region();
+    let memory = filled(CAP as usize);
     let poller = Arc::new(Poller::new().expect("poller"));
     let mut hosts: Vec<Host> = (0..3)
         .map(|i| Host::new(poller.clone(), i * 10..i * 10 + 10, only(i == 0, i == 1, i == 2)).expect("host"))
@@ -94,100 +79,43 @@ fn child(address: &str) {
     let bare = TcpStream::connect(address).expect("bare");
     bare.set_nodelay(true).expect("nodelay");
     tell(&mut control, &[]);
-    let (mut ready, mut done) = (Vec::new(), Vec::new());
     loop {
         match word(&mut control) {
             0 => return,
             command if command >> 32 == 1 => bare_send(&bare, &memory, &permuted(command & 0xFFFF_FFFF)),
             command => {
                 let (tag, spans) = (command >> 32, permuted(command & 0xFFFF_FFFF));
-                host.post(Job {
-                    id: JobId(tag),
-                    link: LINK,
-                    action: Action::Send { tag },
-                    spans,
-                    staged: false,
-                    mark: None,
-                })
-                .expect("post");
-                done.clear();
-                let mut more = true;
-                while done.is_empty() {
-                    let wait = if more { Duration::ZERO } else { Duration::from_secs(10) };
-                    poller.wait(Some(wait), &mut ready).expect("wait");
-                    more = host.progress(&ready, BUDGET, &mut done);
-                }
+                let action = Action::Send { tag };
+                let job = Job { id: JobId(tag), link: LINK, action, spans, staged: false, mark: None };
+                run(&mut host, &poller, job, BUDGET);
             }
         }
     }
 }
 
-/// Arguments choose: `cargo bench --bench host -- tcp/4096`.
-fn wanted(name: &str) -> bool {
-    let mut filters = std::env::args().skip(1).filter(|a| !a.starts_with('-')).peekable();
-    filters.peek().is_none() || filters.any(|f| name.contains(&f))
-}
-
 fn iovecs(base: usize, spans: &[Span], side: impl Fn(&Span) -> u64) -> Vec<libc::iovec> {
-    let one = |s: &Span| libc::iovec { iov_base: (base + side(s) as usize) as *mut _, iov_len: s.len as usize };
-    spans.iter().map(one).collect()
-}
-
-/// Calls until every piece of the list was moved, 1,024 at a time.
-fn vectored(list: &mut [libc::iovec], call: impl Fn(&[libc::iovec]) -> isize) {
-    let mut at = 0;
-    while at < list.len() {
-        let mut n = usize::try_from(call(&list[at..list.len().min(at + 1024)])).expect("bare call");
-        while n > 0 {
-            let take = n.min(list[at].iov_len);
-            list[at].iov_base = (list[at].iov_base as usize + take) as *mut _;
-            list[at].iov_len -= take;
-            n -= take;
-            at += usize::from(list[at].iov_len == 0);
-        }
-    }
+    spans.iter().map(|s| iovec(base + side(s) as usize, s.len as usize)).collect()
 }
 
 fn bare_send(socket: &TcpStream, memory: &SharedMemory, spans: &[Span]) {
     let mut list = iovecs(memory.addr(), spans, |s| s.src_offset);
-    vectored(&mut list, |part| {
-        let mut m: libc::msghdr = unsafe { std::mem::zeroed() };
-        (m.msg_iov, m.msg_iovlen) = (part.as_ptr().cast_mut(), part.len() as _);
-        unsafe { libc::sendmsg(socket.as_raw_fd(), &m, libc::MSG_NOSIGNAL) }
-    });
+    vectored(&mut list, 1024, |part| send(socket.as_raw_fd(), part));
 }
 
 fn bare_receive(socket: &TcpStream, memory: &SharedMemory, spans: &[Span]) {
     let mut list = iovecs(memory.addr(), spans, |s| s.dst_offset);
-    vectored(&mut list, |part| unsafe { libc::readv(socket.as_raw_fd(), part.as_ptr(), part.len() as i32) });
+    vectored(&mut list, 1024, |part| receive(socket.as_raw_fd(), part));
 }
 
 fn bare_cma(pid: i32, base: usize, memory: &SharedMemory, spans: &[Span]) {
     let remote = iovecs(base, spans, |s| s.src_offset);
-    let local = iovecs(memory.addr(), spans, |s| s.dst_offset);
-    for (l, r) in local.chunks(1024).zip(remote.chunks(1024)) {
-        let n = unsafe { libc::process_vm_readv(pid, l.as_ptr(), l.len() as u64, r.as_ptr(), r.len() as u64, 0) };
-        assert_eq!(n as u64, l.iter().map(|v| v.iov_len as u64).sum::<u64>(), "bare process_vm_readv");
-    }
+    pull(pid, &iovecs(memory.addr(), spans, |s| s.dst_offset), &remote);
 }
 
 fn bare_copy(base: usize, memory: &SharedMemory, spans: &[Span]) {
     for s in spans {
         let (from, to) = (base + s.src_offset as usize, memory.addr() + s.dst_offset as usize);
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, s.len as usize) };
-    }
-}
-
-fn run(host: &mut Host, poller: &Poller, job: Job) {
-    let (mut ready, mut done, mut more) = (Vec::new(), Vec::new(), true);
-    host.post(job).expect("post");
-    while done.is_empty() {
-        let wait = if more { Duration::ZERO } else { Duration::from_secs(10) };
-        poller.wait(Some(wait), &mut ready).expect("wait");
-        more = host.progress(&ready, BUDGET, &mut done);
-    }
-    for d in done {
-        d.result.expect("done");
     }
 }
 
@@ -217,7 +145,7 @@ fn parent() {
         .spawn()
         .expect("child");
     let pid = child.id() as i32;
-    let memory = region();
+    let memory = filled(CAP as usize);
     let poller = Arc::new(Poller::new().expect("poller"));
     let mut control = listener.accept().expect("control").0;
     control.set_nodelay(true).expect("nodelay");
@@ -263,7 +191,7 @@ fn parent() {
                     || {
                         let tag = take();
                         command(tag);
-                        run(host, &poller, job(tag, Action::Receive { tag }));
+                        run(host, &poller, job(tag, Action::Receive { tag }), BUDGET);
                     },
                     || {
                         command(1);
@@ -273,7 +201,7 @@ fn parent() {
             } else {
                 // Both sides make their list within the time measured.
                 race(
-                    || run(host, &poller, job(take(), Action::Pull)),
+                    || run(host, &poller, job(take(), Action::Pull), BUDGET),
                     || {
                         let spans = permuted(len);
                         if way == 0 { bare_copy(mapped, &memory, &spans) } else { bare_cma(pid, base, &memory, &spans) }
@@ -295,7 +223,7 @@ fn parent() {
                 if way == 2 {
                     control.write_all(&(id << 32 | 1).to_le_bytes()).expect("command");
                 }
-                run(host, &poller, job);
+                run(host, &poller, job, BUDGET);
                 t.elapsed()
             })
             .collect();

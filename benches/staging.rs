@@ -2,6 +2,10 @@
 //! and where they cross; the constants `layout::STAGE_RUN_BYTES` and `transport::host::STAGE_GAP_BYTES` come from here.
 //! `cargo bench --bench staging`.
 
+mod common;
+
+use common::bare::{iovec, pull};
+use common::filled;
 use kvlink::layout::Span;
 use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::host::{Host, HostOptions};
@@ -16,7 +20,7 @@ const BUFFER: usize = 256 << 10;
 const LINK: LinkId = LinkId(1);
 
 fn main() {
-    let (src, dst) = (filled(), filled());
+    let (src, dst) = (filled(AREA), filled(AREA));
     println!("cross-process copy of {RUNS} runs, ns a run: span by span, or covering reads and unpacking");
     println!("{:>6}{:>8}{:>10}{:>10}{:>10}{:>8}", "run", "gap", "density", "direct", "staged", "gain");
     for gap in [0u64, 64, 256, 1024, 2048, 4096, 8192] {
@@ -48,12 +52,6 @@ fn main() {
     }
 }
 
-fn filled() -> Arc<SharedMemory> {
-    let m = Arc::new(SharedMemory::allocate(AREA).expect("memory"));
-    unsafe { std::ptr::write_bytes(m.addr() as *mut u8, 7, m.len()) };
-    m
-}
-
 /// Ascending runs in the source, spread over the destination.
 fn strided(run: u64, gap: u64) -> Vec<Span> {
     let slots = AREA as u64 / run.max(64) / 2;
@@ -72,14 +70,9 @@ fn best(mut f: impl FnMut()) -> Duration {
     (0..7).map(|_| time(&mut f)).min().unwrap_or_default()
 }
 
-fn read(local: &[libc::iovec], remote: &[libc::iovec]) {
-    let (l, r) = (local.len() as u64, remote.len() as u64);
-    let n = unsafe { libc::process_vm_readv(libc::getpid(), local.as_ptr(), l, remote.as_ptr(), r, 0) };
-    assert_eq!(n as usize, remote.iter().map(|v| v.iov_len).sum::<usize>(), "process_vm_readv");
-}
-
-fn iovec(base: usize, offset: u64, len: u64) -> libc::iovec {
-    libc::iovec { iov_base: (base + offset as usize) as *mut _, iov_len: len as usize }
+/// Reading one's own memory costs what reading another's does.
+fn own() -> i32 {
+    std::process::id() as i32
 }
 
 fn direct(src: &SharedMemory, dst: &SharedMemory, spans: &[Span]) {
@@ -88,16 +81,16 @@ fn direct(src: &SharedMemory, dst: &SharedMemory, spans: &[Span]) {
         local.clear();
         remote.clear();
         for s in part {
-            local.push(iovec(dst.addr(), s.dst_offset, s.len));
+            local.push(iovec(dst.addr() + s.dst_offset as usize, s.len as usize));
             // Neighbours in the source are one piece, as in the transport.
             match remote.last_mut() {
                 Some(v) if v.iov_base as usize + v.iov_len == src.addr() + s.src_offset as usize => {
                     v.iov_len += s.len as usize;
                 }
-                _ => remote.push(iovec(src.addr(), s.src_offset, s.len)),
+                _ => remote.push(iovec(src.addr() + s.src_offset as usize, s.len as usize)),
             }
         }
-        read(&local, &remote);
+        pull(own(), &local, &remote);
     }
 }
 
@@ -109,7 +102,8 @@ fn staged(src: &SharedMemory, dst: &SharedMemory, spans: &[Span]) {
         let n = rest.iter().take_while(|s| fits(s)).count();
         let (now, later) = rest.split_at(n);
         let cover = now.last().map_or(0, |s| s.src_offset + s.len - first.src_offset);
-        read(&[iovec(buffer.as_mut_ptr() as usize, 0, cover)], &[iovec(src.addr(), first.src_offset, cover)]);
+        let (from, cover) = (src.addr() + first.src_offset as usize, cover as usize);
+        pull(own(), &[iovec(buffer.as_mut_ptr() as usize, cover)], &[iovec(from, cover)]);
         for s in now {
             let from = buffer[(s.src_offset - first.src_offset) as usize..].as_ptr();
             unsafe {

@@ -2,16 +2,20 @@
 //! and with every socket paced as clouds cap a flow. Beside it, in the same run: the same bytes over as many bare sockets,
 //! a thread for each on both sides. `cargo bench --bench streams`.
 
+mod common;
+
+use common::bare::{iovec, receive, run, send, vectored};
+use common::remote::Remote;
+use common::{filled, permuted};
 use kvlink::layout::Span;
 use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::host::{Host, HostOptions};
 use kvlink::transport::{Action, Job, JobId, LinkId, Poller, Transport};
-use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const LINK: LinkId = LinkId(1);
 const SPAN: u64 = 64 << 10;
@@ -25,16 +29,13 @@ const CHILD: &str = "KVLINK_BENCH_STREAMS";
 
 /// Permuted blocks of 64 KiB.
 fn spans(bytes: u64) -> Vec<Span> {
-    let n = bytes / SPAN;
-    let mut state = 99u64;
-    let mut order: Vec<u64> = (0..n).collect();
-    for i in (1..n as usize).rev() {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        order.swap(i, (state >> 33) as usize % (i + 1));
-    }
-    let span =
-        |(i, d): (usize, u64)| Span { src_offset: i as u64 * SPAN, dst_offset: d * SPAN, len: SPAN, ..Span::default() };
-    order.into_iter().enumerate().map(span).collect()
+    let span = |(s, d): (u64, u32)| Span {
+        src_offset: s * SPAN,
+        dst_offset: u64::from(d) * SPAN,
+        len: SPAN,
+        ..Span::default()
+    };
+    (0..).zip(permuted((bytes / SPAN) as u32, 99)).map(span).collect()
 }
 
 fn pace(socket: &TcpStream, bits: u64) {
@@ -45,12 +46,6 @@ fn pace(socket: &TcpStream, bits: u64) {
     let (level, name) = (libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE);
     let r = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const bytes).cast(), 8) };
     assert_eq!(r, 0, "SO_MAX_PACING_RATE: {}", std::io::Error::last_os_error());
-}
-
-fn memory() -> Arc<SharedMemory> {
-    let m = Arc::new(SharedMemory::allocate(SIZES[SIZES.len() - 1] as usize).unwrap());
-    unsafe { std::ptr::write_bytes(m.addr() as *mut u8, 7, m.len()) };
-    m
 }
 
 /// One end of every link, over one memory.
@@ -69,7 +64,7 @@ fn links() -> impl Iterator<Item = (u64, usize)> {
 impl Side {
     /// Both sides make the same links in the same order; `socket` makes the connections.
     fn new(mut exchange: impl FnMut(Vec<u8>) -> Vec<u8>, mut socket: impl FnMut() -> TcpStream) -> Side {
-        let (poller, memory) = (Arc::new(Poller::new().unwrap()), memory());
+        let (poller, memory) = (Arc::new(Poller::new().unwrap()), filled(SIZES[SIZES.len() - 1] as usize));
         let (mut hosts, mut bare) = (Vec::new(), Vec::new());
         for (i, (rate, n)) in links().enumerate() {
             let options = HostOptions { shm: false, cma: false, streams: n, ..HostOptions::default() };
@@ -94,15 +89,8 @@ impl Side {
     }
 
     fn run(&mut self, link: usize, id: u64, action: Action, bytes: u64) {
-        let host = &mut self.hosts[link];
-        host.post(Job { id: JobId(id), link: LINK, action, spans: spans(bytes), staged: false, mark: None }).unwrap();
-        let (mut ready, mut done, mut more) = (Vec::new(), Vec::new(), true);
-        while done.is_empty() {
-            let wait = if more { Duration::ZERO } else { Duration::from_secs(10) };
-            self.poller.wait(Some(wait), &mut ready).unwrap();
-            more = host.progress(&ready, 1 << 20, &mut done);
-        }
-        done.pop().unwrap().result.unwrap();
+        let job = Job { id: JobId(id), link: LINK, action, spans: spans(bytes), staged: false, mark: None };
+        run(&mut self.hosts[link], &self.poller, job, 1 << 20);
     }
 
     /// Every socket moves a contiguous part of the spans on a thread of its own.
@@ -112,39 +100,13 @@ impl Side {
         std::thread::scope(|scope| {
             for (socket, part) in sockets.iter().zip(list.chunks(list.len().div_ceil(sockets.len()))) {
                 scope.spawn(move || {
-                    let iovec = |s: &Span| (base + side(s) as usize, s.len as usize);
-                    let one = |(at, len)| libc::iovec { iov_base: at as *mut _, iov_len: len };
-                    let mut list: Vec<libc::iovec> = part.iter().map(iovec).map(one).collect();
-                    vectored(&mut list, |part| call(socket.as_raw_fd(), part));
+                    let one = |s: &Span| iovec(base + side(s) as usize, s.len as usize);
+                    let mut list: Vec<libc::iovec> = part.iter().map(one).collect();
+                    vectored(&mut list, 64, |part| call(socket.as_raw_fd(), part));
                 });
             }
         });
     }
-}
-
-/// Calls until every piece of the list was moved, 4 MiB at a time.
-fn vectored(list: &mut [libc::iovec], call: impl Fn(&[libc::iovec]) -> isize) {
-    let mut at = 0;
-    while at < list.len() {
-        let mut n = usize::try_from(call(&list[at..list.len().min(at + 64)])).expect("bare call");
-        while n > 0 {
-            let take = n.min(list[at].iov_len);
-            list[at].iov_base = (list[at].iov_base as usize + take) as *mut _;
-            list[at].iov_len -= take;
-            n -= take;
-            at += usize::from(list[at].iov_len == 0);
-        }
-    }
-}
-
-fn send(fd: i32, part: &[libc::iovec]) -> isize {
-    let mut m: libc::msghdr = unsafe { std::mem::zeroed() };
-    (m.msg_iov, m.msg_iovlen) = (part.as_ptr().cast_mut(), part.len() as _);
-    unsafe { libc::sendmsg(fd, &m, libc::MSG_NOSIGNAL) }
-}
-
-fn receive(fd: i32, part: &[libc::iovec]) -> isize {
-    unsafe { libc::readv(fd, part.as_ptr(), part.len() as i32) }
 }
 
 /// The source: sends what it is told.
@@ -173,29 +135,9 @@ fn child(address: &str) {
     }
 }
 
-struct Remote {
-    stdin: ChildStdin,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Remote {
-    fn tell(&mut self, link: usize, id: u64, bytes: u64) {
-        writeln!(self.stdin, "{link} {id} {bytes}").unwrap();
-    }
-
-    fn done(&mut self) {
-        self.lines.next().unwrap().unwrap();
-    }
-}
-
 fn parent() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut process = Command::new(std::env::current_exe().unwrap())
-        .env(CHILD, listener.local_addr().unwrap().to_string())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut remote = Remote::start(CHILD, &listener.local_addr().unwrap().to_string());
     let mut control = listener.accept().unwrap().0;
     let exchange = |ours: Vec<u8>| {
         let mut n = [0; 8];
@@ -207,9 +149,7 @@ fn parent() {
         theirs
     };
     let mut side = Side::new(exchange, || listener.accept().unwrap().0);
-    let stdin = process.stdin.take().unwrap();
-    let mut remote = Remote { stdin, lines: BufReader::new(process.stdout.take().unwrap()).lines() };
-    remote.done();
+    remote.line();
 
     println!(
         "{:<12}{:>8}{:>9}{:>10}{:>10}{:>8}{:>12}",
@@ -224,15 +164,15 @@ fn parent() {
             for round in 0..=((1 << 30) / bytes).clamp(ROUNDS, 100) {
                 tag += 1;
                 let begin = Instant::now();
-                remote.tell(link, tag, bytes);
+                remote.tell(&format!("{link} {tag} {bytes}"));
                 side.run(link, tag, Action::Receive { tag }, bytes);
                 let a = begin.elapsed().as_secs_f64();
-                remote.done();
+                remote.line();
                 let begin = Instant::now();
-                remote.tell(link, 0, bytes);
+                remote.tell(&format!("{link} 0 {bytes}"));
                 side.bare(link, bytes, |s| s.dst_offset, receive);
                 let b = begin.elapsed().as_secs_f64();
-                remote.done();
+                remote.line();
                 if round > 0 {
                     (ours, bare) = (ours.min(a), bare.min(b));
                 }
@@ -253,8 +193,6 @@ fn parent() {
             );
         }
     }
-    drop(remote);
-    process.wait().unwrap();
 }
 
 fn main() {
