@@ -61,11 +61,15 @@ impl Node {
         done.bytes
     }
 
-    /// How many bytes are not the one that it was filled with.
     pub fn changed(&self, byte: u8) -> usize {
-        let words = |i: usize| unsafe { std::ptr::read_volatile((self.memory.addr() + i) as *const u8) };
-        (0..LEN).step_by(512).filter(|i| words(*i) != byte).count()
+        changed(&self.memory, byte)
     }
+}
+
+/// How many bytes are not the one that it was filled with, of every 512th.
+pub fn changed(memory: &SharedMemory, byte: u8) -> usize {
+    let at = |i: usize| unsafe { std::ptr::read_volatile((memory.addr() + i) as *const u8) };
+    (0..LEN).step_by(512).filter(|i| at(*i) != byte).count()
 }
 
 /// All of it, in pieces of 16 KiB, the last first.

@@ -124,6 +124,36 @@ fn what_is_deregistered_is_left_alone_and_so_is_the_peer() {
     }
 }
 
+/// Whoever takes memory away does not wait for a source that stands still, and does not harm it.
+#[test]
+fn memory_that_nothing_reads_into_is_deregistered_at_once() {
+    let Some(o) = options(TCP) else { return };
+    let mut sink = Node::new(NixlOptions { patience: Duration::from_secs(600), ..o }, 2);
+    let mut source = Source::start(TCP, &[]);
+    sink.nixl.connect(LinkId(1), &source.metadata()).unwrap();
+    sink.post(1, 1, everything()[..1].to_vec());
+    sink.good(1);
+    source.stop();
+    sink.post(2, 1, everything());
+    assert!(sink.end(2, Duration::from_millis(100)).is_none(), "it stands still");
+    let (told, heard) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        sink.nixl.deregister(0).unwrap();
+        told.send(()).unwrap();
+        sink
+    });
+    heard.recv_timeout(PATIENCE).expect("an answer before patience is at its end");
+    let mut sink = thread.join().unwrap();
+    let e = sink.end(2, PATIENCE).expect("an end").result.unwrap_err();
+    assert!(e.message().contains("region 0 was deregistered"), "{e}");
+    let before = sink.changed(2);
+    source.signal(rustix::process::Signal::CONT);
+    drop(sink.nixl);
+    assert_eq!(Arc::strong_count(&sink.memory), 1, "the transport still holds the memory");
+    assert_eq!(source.ask("ping").as_deref(), Some("pong"));
+    assert_eq!(changed(&sink.memory, 2), before);
+}
+
 #[test]
 fn a_link_whose_peer_is_gone_is_broken_and_names_the_agent() {
     let Some(o) = options(AUTO) else { return };

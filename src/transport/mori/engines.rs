@@ -44,7 +44,8 @@ pub struct Engines {
     options: MoriOptions,
     /// Random: no other process, and no other agent of this one, has had this name.
     name: String,
-    server: Arc<Engine>,
+    /// `None`: it was ended.
+    server: Option<Arc<Engine>>,
     reader: Option<Reader>,
     /// Readers that there have been.
     generation: u64,
@@ -167,6 +168,7 @@ impl Agents for Engines {
         let engine = server.desc().map_err(refused)?;
         let blob = Blob { version: library.version.clone(), engine, ..Blob::default() };
         let (regions, peers) = (HashMap::new(), HashMap::new());
+        let server = Some(server);
         Ok(Engines { library, options, name, server, reader: None, generation: 0, regions, blob, peers })
     }
 
@@ -180,7 +182,8 @@ impl Agents for Engines {
             return Ok(self.blob.encode());
         }
         let refused = |e: String| backend(format!("registering region {region} of {} bytes: {e}", memory.len()));
-        let made = self.server.register(memory.addr(), memory.len(), true).map_err(refused)?;
+        let server = self.server.as_ref().ok_or_else(|| refused("the engine that peers read from was ended".into()))?;
+        let made = server.register(memory.addr(), memory.len(), true).map_err(refused)?;
         if let Some(reader) = &mut self.reader {
             let made = reader.engine.register(memory.addr(), memory.len(), true).map_err(refused)?;
             reader.numbers.insert(region, made.number);
@@ -220,10 +223,7 @@ impl Agents for Engines {
         let add = |engine: &Engine| {
             engine.add_peer(&peer.agent, &blob.engine).map_err(|e| Error::new(Status::Protocol, format!("mori: {e}")))
         };
-        add(&self.server)?;
-        if let Some(reader) = &self.reader {
-            add(&reader.engine)?;
-        }
+        self.server.iter().chain(self.reader.iter().map(|r| &r.engine)).try_for_each(|engine| add(engine))?;
         self.peers.insert(peer.agent.clone(), Known { blob, regions: peer.regions.clone() });
         Ok(())
     }
@@ -235,7 +235,7 @@ impl Agents for Engines {
             // One that is being opened is waited for when the reader ends.
             r.connections.retain(|e, c| e.peer.as_c_str() != name || matches!(c, Connection::Opening(_)));
         }
-        for engine in self.reader.iter().map(|r| &r.engine).chain([&self.server]) {
+        for engine in self.reader.iter().map(|r| &r.engine).chain(&self.server) {
             if let Err(e) = engine.remove_peer(&known.blob.engine) {
                 log::debug!("kvlink: mori: forgetting {}: {e}", name.to_string_lossy());
             }
@@ -294,9 +294,8 @@ impl Agents for Engines {
         Ok(())
     }
 
-    fn end(mut self) -> Result<()> {
-        let reader = self.end_reader();
+    fn end_server(&mut self) -> Result<()> {
         let text = |e| Error::new(Status::Quarantined, format!("mori: the engine could not be ended: {e}"));
-        reader.and(self.server.end().map_err(text))
+        self.server.take().map_or(Ok(()), Engine::end).map_err(text)
     }
 }

@@ -33,7 +33,8 @@ pub struct Agents {
     options: NixlOptions,
     /// Random: no other process, and no other agent of this one, has had this name.
     name: String,
-    server: Agent,
+    /// `None`: it was ended.
+    server: Option<Agent>,
     /// `None`: it is being replaced, or could not be.
     reader: Option<Agent>,
     generation: u64,
@@ -55,13 +56,13 @@ impl Agents {
         rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())
             .map_err(|e| Error::new(Status::System, format!("getrandom: {e}")))?;
         let name = format!("kvlink-{:016x}", u64::from_ne_bytes(random));
-        let server = start(library, &options, &name)?;
+        let server = Some(start(library, &options, &name)?);
         let regions = HashMap::new();
         let (free, retired) = (Vec::new(), Vec::new());
         let mut agents = Agents { library, options, name, server, reader: None, generation: 0, regions, free, retired };
         match agents.renew() {
             Ok(()) => Ok(agents),
-            Err(e) => agents.end().and(Err(e)),
+            Err(e) => agents.end_server().and(Err(e)),
         }
     }
 
@@ -77,12 +78,13 @@ impl Agents {
     /// Makes a region readable by peers and usable by reads; returns what peers have to know now.
     pub fn register(&mut self, region: u32, memory: Range) -> Result<Vec<u8>> {
         let locked = |e| reasons::not_registered(region, memory, e);
-        self.server.register(memory.addr(), memory.len()).map_err(locked)?;
+        let ended = || Error::new(Status::Internal, "nixl: the agent that peers read from was ended");
+        self.server.as_mut().ok_or_else(ended)?.register(memory.addr(), memory.len()).map_err(locked)?;
         if let Some(reader) = &mut self.reader {
             reader.register(memory.addr(), memory.len()).map_err(locked)?;
         }
         self.regions.insert(region, memory);
-        self.server.metadata().map_err(backend)
+        self.server.as_mut().ok_or_else(ended)?.metadata().map_err(backend)
     }
 
     /// The reader; an error where it could not be made again.
@@ -169,11 +171,10 @@ impl Agents {
         Ok(())
     }
 
-    /// Ends both: afterwards nothing of NIXL touches any region, whoever asks for it.
-    pub fn end(mut self) -> Result<()> {
-        let reader = self.end_reader();
+    /// Ends the server: afterwards no peer is served by this process any more.
+    pub fn end_server(&mut self) -> Result<()> {
         let text = |e: Failure| Error::new(Status::Quarantined, format!("nixl: the agent could not be ended: {e}"));
-        reader.and(self.server.destroy().map_err(text))
+        self.server.take().map_or(Ok(()), Agent::destroy).map_err(text)
     }
 }
 

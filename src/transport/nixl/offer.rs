@@ -112,7 +112,7 @@ impl vendor::Agents for Agents {
         Agents::renew(self)
     }
 
-    fn end(self) -> Result<()> {
-        Agents::end(self)
+    fn end_server(&mut self) -> Result<()> {
+        Agents::end_server(self)
     }
 }

@@ -123,6 +123,6 @@ pub trait Agents: Sized + Send + 'static {
     fn end_reader(&mut self) -> Result<()>;
     /// Makes a new reader after [`Agents::end_reader`]. Peers have to be loaded again.
     fn renew(&mut self) -> Result<()>;
-    /// Ends both: afterwards nothing of the library touches any region, whoever asks for it.
-    fn end(self) -> Result<()>;
+    /// Ends the server: afterwards this process serves no peer any more, and nothing is registered.
+    fn end_server(&mut self) -> Result<()>;
 }

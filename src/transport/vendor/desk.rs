@@ -100,9 +100,9 @@ impl<A: Agents, R: Report> Desk<A, R> {
             }
         }
         let reason = Error::new(Status::PeerDead, "the transport is gone");
-        let ended = self.worker.lock().take().map(|mut w| w.end(&reason));
-        if let Some(Err(e)) = ended {
-            log::error!("kvlink: {e}");
+        let worker = self.worker.lock().take();
+        if let Some(worker) = worker {
+            worker.end(&reason);
         }
     }
 

@@ -211,8 +211,8 @@ impl<A: Agents> Transport for Vendor<A> {
         Ok(())
     }
 
-    /// Ends what reads and what is read from: a backend that emulates reads serves them from this process, and nothing else
-    /// stops that.
+    /// Ends what is read from: a backend that emulates reads serves them from this process, and nothing else stops that. What
+    /// reads ends when its reads have; only those into blocks are waited for.
     fn deregister(&mut self, region: u32) -> Result<()> {
         if !self.regions.contains_key(&region) {
             return Err(Error::new(Status::BadHandle, format!("region {region} is not registered")));

@@ -9,6 +9,7 @@ use super::batch::{Cursor, Ends};
 use super::{Agents, Landing, Peer, Range, VendorOptions};
 use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Job, JobId, LinkId};
+use ending::Closing;
 use flight::{Flight, PROVEN};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::Sender;
@@ -41,7 +42,7 @@ pub(super) enum Command {
         job: JobId,
         reason: Error,
     },
-    /// Ends both agents and with them all use of memory; jobs end with this error.
+    /// Ends both agents and all use of memory, and answers when that is so; jobs end with this error.
     End {
         reason: Error,
         answer: Sender<Result<()>>,
@@ -95,8 +96,9 @@ pub(super) struct Worker<A: Agents, R> {
     flights: Vec<Flight<A>>,
     /// Since when the reader is to be replaced: nothing is posted until then.
     replacing: Option<Instant>,
-    /// Why nothing can be done any more.
+    /// Why nothing can be begun any more.
     ended: Option<Error>,
+    closing: Option<Closing>,
     /// Between looks at what is under way.
     pause: Duration,
     /// Jobs that ended while the reactor was at it.
@@ -116,6 +118,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
             flights: Vec::new(),
             replacing: None,
             ended: None,
+            closing: None,
             pause: SHORTEST,
             in_hand: None,
             out,
@@ -130,7 +133,9 @@ impl<A: Agents, R: Report> Worker<A, R> {
         }
         let posted = self.post();
         let worked = self.look() || posted || heard;
-        self.replace_if_due();
+        if self.close() {
+            self.replace_if_due();
+        }
         if worked {
             self.pause = SHORTEST;
             return Next::Now;
@@ -145,7 +150,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none()
+        self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none() && self.closing.is_none()
     }
 
     /// Bytes of jobs that wait for their turn.
@@ -197,16 +202,14 @@ impl<A: Agents, R: Report> Worker<A, R> {
             }
             Command::Start(job) => self.start(job),
             Command::Cancel { job, reason } => self.fail(job, reason),
-            Command::End { reason, answer } => {
-                let _ = answer.send(self.end(&reason));
-            }
+            Command::End { reason, answer } => self.begin_to_close(&reason, Some(answer)),
         }
     }
 
     fn agents(&mut self) -> Result<&mut A> {
-        match (&mut self.agents, &self.ended) {
-            (Some(a), _) => Ok(a),
-            (None, Some(e)) => Err(e.clone()),
+        match (&self.ended, &mut self.agents) {
+            (Some(e), _) => Err(e.clone()),
+            (None, Some(a)) => Ok(a),
             (None, None) => Err(Error::new(Status::Internal, format!("{}: agents without an end", A::NAME))),
         }
     }
@@ -247,11 +250,11 @@ impl<A: Agents, R: Report> Worker<A, R> {
         if let Some(e) = &link.broken {
             return Err(e.clone());
         }
-        match (&self.agents, &self.ended) {
-            (Some(agents), _) => Ends { own: agents.regions(), peer: &link.peer.regions }.check(&job.spans),
-            (None, e) => {
-                Err(e.clone().unwrap_or_else(|| Error::new(Status::Internal, format!("{}: no agents", A::NAME))))
-            }
+        let own = self.agents.as_ref().map(Agents::regions);
+        match (&self.ended, own) {
+            (Some(e), _) => Err(e.clone()),
+            (None, Some(own)) => Ends { own, peer: &link.peer.regions }.check(&job.spans),
+            (None, None) => Err(Error::new(Status::Internal, format!("{}: no agents", A::NAME))),
         }
     }
 

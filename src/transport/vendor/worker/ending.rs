@@ -5,7 +5,18 @@ use super::{Report, Running, SHORTEST, Worker};
 use crate::error::{Error, Result};
 use crate::transport::vendor::Agents;
 use crate::transport::{Done, JobId};
+use std::sync::mpsc::Sender;
 use std::time::Instant;
+
+/// What is left to be ended.
+pub(super) struct Closing {
+    /// The end of patience with reads that are under way.
+    deadline: Instant,
+    /// Whether the agent that peers read from has ended.
+    server: Result<()>,
+    /// Who waits for the end of all use of memory.
+    answer: Option<Sender<Result<()>>>,
+}
 
 impl<A: Agents, R: Report> Worker<A, R> {
     /// A reader whose reads cannot be proven to have ended is replaced, after the others had time to end.
@@ -78,29 +89,59 @@ impl<A: Agents, R: Report> Worker<A, R> {
         ended
     }
 
-    /// Ends everything: jobs, then, when nothing is under way or patience is at its end, both agents.
-    pub(in crate::transport::vendor) fn end(&mut self, reason: &Error) -> Result<()> {
+    /// Begins to end everything, unless that was begun before: jobs, and the agent that peers read from. What is under way
+    /// is left to [`Worker::close`], so that the peers that it is read from are not harmed.
+    pub(in crate::transport::vendor) fn begin_to_close(&mut self, reason: &Error, answer: Option<Sender<Result<()>>>) {
+        if self.ended.is_some() {
+            return;
+        }
+        self.ended = Some(reason.clone());
+        self.replacing = None;
         let ids: Vec<JobId> = self.jobs.keys().copied().collect();
         for id in ids {
             self.fail(id, reason.clone());
         }
-        let deadline = Instant::now() + self.patience;
-        while self.flights.iter().any(|f| !f.failed) && Instant::now() < deadline {
+        let server = self.agents.as_mut().map_or(Ok(()), Agents::end_server);
+        self.closing = Some(Closing { deadline: Instant::now() + self.patience, server, answer });
+    }
+
+    /// Answers when nothing reads into memory of others any more; ends the reader when nothing is under way at all, or
+    /// patience is at its end. Returns whether nothing is left to be done.
+    pub(super) fn close(&mut self) -> bool {
+        let Some(closing) = &mut self.closing else { return true };
+        if self.flights.iter().any(|f| !f.failed) && Instant::now() < closing.deadline {
+            if self.flights.iter().all(|f| f.landing.is_some())
+                && let Some(answer) = closing.answer.take()
+            {
+                let _ = answer.send(closing.server.clone());
+            }
+            return false;
+        }
+        let ended = self.end_reader();
+        self.agents = None;
+        for (id, r) in std::mem::take(&mut self.jobs) {
+            let Running { job, moved, failure, .. } = r;
+            let result = failure.or(self.ended.clone()).map_or(Ok(()), Err);
+            self.report(Done { id, result, bytes: moved, held: false, spans: job.spans });
+        }
+        self.turns.clear();
+        if let Some(Closing { server, answer, .. }) = self.closing.take() {
+            match (answer, server.and(ended)) {
+                (Some(answer), ended) => drop(answer.send(ended)),
+                (None, Err(e)) => log::error!("kvlink: {e}"),
+                (None, Ok(())) => {}
+            }
+        }
+        true
+    }
+
+    /// Closes, and returns when that is done.
+    pub(in crate::transport::vendor) fn end(mut self, reason: &Error) {
+        self.begin_to_close(reason, None);
+        while !self.close() {
             if !self.look() {
                 std::thread::sleep(SHORTEST);
             }
         }
-        let mut ended = self.end_reader();
-        if let Some(agents) = self.agents.take() {
-            ended = ended.and(agents.end());
-        }
-        self.ended.get_or_insert(reason.clone());
-        for (id, r) in std::mem::take(&mut self.jobs) {
-            let Running { job, moved, failure, .. } = r;
-            let error = failure.unwrap_or_else(|| reason.clone());
-            self.report(Done { id, result: Err(error), bytes: moved, held: false, spans: job.spans });
-        }
-        self.turns.clear();
-        ended
     }
 }
