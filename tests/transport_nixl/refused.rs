@@ -131,9 +131,12 @@ fn a_backend_that_cannot_work_is_named_with_the_reason() {
 /// Bound to the functions of another copy, NIXL's would end the process.
 #[test]
 fn a_second_copy_of_ucx_is_refused_before_it_is_loaded() {
-    if options(AUTO).is_none() {
-        return;
-    }
+    let Some(packages) = packages() else { return };
+    let mut bundled = std::fs::read_dir(packages.join("nixl_cu12.libs")).unwrap().map(|e| e.unwrap().path());
+    let own = bundled.find(|p| p.to_str().is_some_and(|p| p.contains("/libucp-"))).expect("a bundled UCX");
+    let mut child = Source::start("start", &[("LD_PRELOAD", own.to_str().unwrap())]);
+    assert_eq!(child.answer().as_deref(), Some("started"), "the same copy is no second one");
+    assert!(exit(&mut child).success());
     let system = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
     let Some(ucx) = system.map(|d| format!("{d}/libucp.so.0")).into_iter().find(|f| Path::new(f).exists()) else {
         return skip("the system's UCX is missing (libucx0)");
