@@ -41,6 +41,10 @@ impl Series {
 }
 
 pub fn print(world: &mut World) {
+    let asked = |way: &str| SIZES.iter().any(|size| wanted(&format!("{way}/{size}")));
+    if !WAYS.iter().any(|(way, _)| asked(way)) {
+        return;
+    }
     println!(
         "requests of {BLOCKS} blocks a layer that go anywhere; per line kvlink over NIXL, then NIXL with prepared"
     );
@@ -48,7 +52,7 @@ pub fn print(world: &mut World) {
     let columns = format!("{:>7}{:>9}{:>9}{:>8}{:>8}{:>7}", "GB/s", "p50 ms", "p99 ms", "call us", "p99", "cpu/GB");
     println!("{:<8}{:>6}{:>7}{:>9}{columns}  |{columns}{:>7}", "", "block", "layers", "source", "ratio");
     for (w, (way, engine)) in WAYS.iter().enumerate() {
-        if !SIZES.iter().any(|size| wanted(&format!("{way}/{size}"))) {
+        if !asked(way) {
             continue;
         }
         let bare = Bare::new(&format!("requests {way}"), engine, &world.memory);

@@ -112,7 +112,7 @@ fn a_backend_that_cannot_work_is_named_with_the_reason() {
     let parameter = ["UCX with num_workers=many does not start", "a parameter may be wrong"];
     refuses(&[("KVLINK_NIXL_PARAMETERS", "num_workers=many")], &parameter);
     let posix = [("KVLINK_NIXL_BACKEND", "POSIX"), ("KVLINK_NIXL_PARAMETERS", "")];
-    refuses(&posix, &["backend POSIX reads from nothing but storage", "between processes UCX does"]);
+    refuses(&posix, &["backend POSIX reads from storage, not from other processes", "use UCX"]);
     // A backend whose own libraries are not installed, as those for storage are without a GPU's.
     let dir = empty_directory("lost-plugin");
     let cc = |output: &str, flags: &[&str]| {

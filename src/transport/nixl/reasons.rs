@@ -46,10 +46,11 @@ pub(super) fn not_started(library: &Library, options: &NixlOptions, e: NoAgent) 
             Err(text) => format!("backend {backend} cannot be loaded: {text}"),
             Ok(()) => refused(options, e),
         },
-        NoAgent::Local(e) => format!(
-            "backend {backend} reads from nothing but storage ({e}); between processes UCX does, among those of {}",
-            plugins(library).display()
-        ),
+        NoAgent::Local(e) => {
+            format!(
+                "backend {backend} reads from storage, not from other processes ({e}): use UCX or another for networks"
+            )
+        }
     })
 }
 
