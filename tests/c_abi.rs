@@ -1,7 +1,6 @@
 //! The C ABI, tested from C against the built shared library: plainly, under the sanitizers and under valgrind; and what
 //! the library looks like to a linker.
 
-#[allow(dead_code, reason = "other tests look for more")]
 mod tools;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,6 +2,7 @@
 //! certain.
 
 mod nixl;
+mod tools;
 
 use kvlink::error::Status;
 use kvlink::layout::Span;

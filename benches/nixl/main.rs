@@ -8,6 +8,8 @@
 mod abi;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../tests/tools/mod.rs"]
+mod tools;
 #[path = "../../tests/nixl/mod.rs"]
 mod wheel;
 

@@ -7,6 +7,8 @@ mod common;
 mod mori;
 #[path = "../nixl/mod.rs"]
 mod nixl;
+#[path = "../tools/mod.rs"]
+mod tools;
 
 mod flat;
 mod load;

@@ -3,7 +3,6 @@
 #[path = "../cheader/mod.rs"]
 mod cheader;
 mod page;
-#[allow(dead_code, reason = "other tests run more programs")]
 #[path = "../tools/mod.rs"]
 mod tools;
 

@@ -1,9 +1,7 @@
 //! Where the tests find MoRI, with stand-ins for the hardware.
 #![allow(dead_code)]
 
-#[path = "../tools/mod.rs"]
-mod tools;
-
+use crate::tools::skip;
 use std::path::{Path, PathBuf};
 
 /// What `scripts/mori.sh` has built: the directory of libkvlink_mori.so; without it, what needs it is skipped.
@@ -12,6 +10,6 @@ pub fn library() -> Option<PathBuf> {
     if dir.join("libkvlink_mori.so").is_file() && dir.join("kvlink-mori-check").is_file() {
         return Some(dir);
     }
-    tools::skip(&format!("MoRI is not in {} (sh scripts/mori.sh)", dir.display()));
+    skip(&format!("MoRI is not in {} (sh scripts/mori.sh)", dir.display()));
     None
 }

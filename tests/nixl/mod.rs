@@ -1,9 +1,7 @@
 //! Where the tests find NIXL.
 #![allow(dead_code)]
 
-#[path = "../tools/mod.rs"]
-pub mod tools;
-
+use crate::tools::skip;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -16,7 +14,7 @@ pub fn packages() -> Option<PathBuf> {
     if dir.join(".nixl_cu12.mesonpy.libs/libnixl_capi.so").is_file() {
         return Some(dir);
     }
-    tools::skip(&format!("NIXL is not in {} (sh scripts/nixl.sh)", dir.display()));
+    skip(&format!("NIXL is not in {} (sh scripts/nixl.sh)", dir.display()));
     None
 }
 

@@ -1,6 +1,5 @@
 //! Registrations against the real thing: sockets of libzmq, and the real vllm-router.
 
-#[allow(dead_code, reason = "other tests look for more")]
 #[path = "../tools/mod.rs"]
 mod tools;
 mod vllm;

@@ -1,4 +1,5 @@
 //! Programs that tests run.
+#![allow(dead_code, reason = "no test runs all of them")]
 
 use std::io::Write;
 use std::path::Path;

@@ -2,6 +2,8 @@
 
 #[path = "../mori/mod.rs"]
 mod mori;
+#[path = "../tools/mod.rs"]
+mod tools;
 
 mod check;
 mod fault;

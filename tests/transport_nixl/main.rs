@@ -2,6 +2,8 @@
 
 #[path = "../nixl/mod.rs"]
 mod nixl;
+#[path = "../tools/mod.rs"]
+mod tools;
 
 mod handshake;
 mod node;

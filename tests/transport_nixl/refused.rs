@@ -1,8 +1,9 @@
 //! What NIXL cannot work with is refused with the reason.
 
-use crate::nixl::{packages, tools::skip};
+use crate::nixl::packages;
 use crate::node::*;
 use crate::source::{Source, exit};
+use crate::tools::skip;
 use kvlink::error::Status;
 use kvlink::layout::{Layout, LayoutDesc, Region};
 use kvlink::transport::Poller;
