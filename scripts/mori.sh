@@ -18,12 +18,14 @@ fetch() {
     echo "fetching amd_mori $version to $cache" >&2
     mkdir -p "$(dirname "$cache")"
     new=$(mktemp -d "$cache.XXXXXX")
-    # Any Python will do: only the libraries and headers are wanted, without what they depend on.
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.10 \
-        --implementation cp --platform manylinux_2_35_x86_64 -d "$new/wheels" "amd_mori==$version" >&2
+    # Whatever Python is here: only libraries and headers are wanted, without what they depend on.
+    wheel() {
+        python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --implementation cp \
+            -d "$new/wheels" "$@" >&2
+    }
+    wheel --python-version 3.10 --platform manylinux_2_35_x86_64 "amd_mori==$version"
     # HIP's headers without ROCm: Triton's wheel has them, beside 280 MB that are thrown away.
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: -d "$new/wheels" \
-        "triton==$triton" >&2
+    wheel --python-version 3.11 --platform manylinux_2_28_x86_64 "triton==$triton"
     python3 - "$new" <<'PYTHON'
 import pathlib, sys, zipfile
 
