@@ -137,6 +137,7 @@ private:
             std::cerr << event.payload() << std::endl;
             std::exit(1);
         case kvlink::EventKind::notification:
+        case kvlink::EventKind::moriio:
             break;
         }
     }

@@ -20,6 +20,9 @@ pub const MORIIO_MESSAGE_MAX: u64 = 4 << 20;
 const ANSWER_MAX: u64 = 16 << 20;
 /// Connections that others have made.
 const MAX_CALLERS: usize = 1024;
+/// Bytes of an unfinished message that make a caller a big one, and how many of those are listened to at once.
+const BIG: usize = 64 << 10;
+const MAX_BIG: usize = 64;
 /// Exchanges that are under way.
 const MAX_EXCHANGES: usize = 1 << 16;
 /// Time in which a connection must have become one of ZeroMQ.
@@ -233,10 +236,19 @@ impl Moriio {
             self.on_message(now, link, parts);
         }
         self.confirm(link, pongs);
-        match fed {
+        match fed.and_then(|()| self.check_held(link)) {
             Ok(()) => self.advance(now, link),
             Err(e) => self.handle_failed(now, link, e),
         }
+    }
+
+    /// What callers have not finished to say takes memory.
+    fn check_held(&self, link: LinkId) -> Result<()> {
+        let big = |l: &Link| matches!(l, Link::Caller { zmq, .. } if zmq.held() > BIG);
+        if !self.links.get(&link).is_some_and(big) || self.links.values().filter(|l| big(l)).count() <= MAX_BIG {
+            return Ok(());
+        }
+        Err(Error::new(Status::Limit, format!("{MAX_BIG} callers are in the middle of a big message")))
     }
 
     /// A connection could not be made, or was lost.

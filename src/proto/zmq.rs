@@ -123,6 +123,11 @@ impl Zmq {
         self.messages.pop_front()
     }
 
+    /// Bytes of a message that is not there whole yet.
+    pub fn held(&self) -> usize {
+        self.decoder.held() + self.parts.iter().map(Vec::len).sum::<usize>()
+    }
+
     /// Bytes to send now.
     pub fn take_output(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.output)

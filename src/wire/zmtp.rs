@@ -201,6 +201,11 @@ impl Decoder {
         self.buffer.extend_from_slice(bytes.get(skipped..).unwrap_or(&[]));
     }
 
+    /// Bytes of what is not there whole yet.
+    pub fn held(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// The next thing that is there whole; of messages' frames the beginning is enough.
     ///
     /// # Errors

@@ -278,6 +278,36 @@ fn there_is_a_limit_of_callers() {
 }
 
 #[test]
+fn callers_that_do_not_finish_take_little_memory() {
+    let mut w = World::new(Role::Prefill);
+    let mut links = Vec::new();
+    for _ in 0..65 {
+        let link = w.it.handle_accepted(w.now, MoriioPort::Notify).unwrap();
+        w.outputs();
+        let mut p = Zmq::dealer("them");
+        w.talk(link, &mut p);
+        // The beginning of a message of 4 MiB.
+        w.it.handle_bytes(w.now, link, &[2, 0, 0, 0, 0, 0, 0x40, 0, 0]);
+        w.it.handle_bytes(w.now, link, &[7; (64 << 10) - 9]);
+        w.outputs();
+        links.push(link);
+    }
+    assert_eq!(w.closed, []);
+    for link in &links {
+        w.it.handle_bytes(w.now, *link, &[7; 9]);
+        w.outputs();
+    }
+    assert_eq!(w.closed, [links[64]]);
+    let link = w.it.handle_accepted(w.now, MoriioPort::Notify).unwrap();
+    w.outputs();
+    let mut p = Zmq::dealer("them");
+    w.talk(link, &mut p);
+    w.it.handle_bytes(w.now, link, &[2, 0, 0, 0, 0, 0, 0x40, 0, 1]);
+    w.outputs();
+    assert_eq!(w.closed, [links[64], link]);
+}
+
+#[test]
 fn closing_ends_everything_once() {
     let mut w = World::new(Role::Prefill);
     let mut p = peer();
