@@ -72,6 +72,8 @@ class WorkerHalf:
 
     def register_kv_caches(self, caches: dict[str, torch.Tensor]) -> None:
         """Describes and registers the cache, and starts this rank's agent."""
+        # An engine that slept allocates its cache anew.
+        self.shutdown()
         if any(c.device.type == "cpu" for c in caches.values() if isinstance(c, torch.Tensor)):
             # Loaded caches let the first forward begin with matrix instructions, which the process must ask for.
             getattr(torch.cpu, "_init_amx", lambda: None)()
