@@ -146,9 +146,10 @@ def test_tokens_are_those_of_one_server(case: Case, logs: Path, prompts: list[li
         assert f"rank 0: {case.transport}/" in reader.text(), "no line names the transport"
 
 
-@pytest.mark.parametrize("model", ["llama", "granite"])
-def test_prefixes_that_are_there_are_not_moved(model: str, logs: Path, prompts: list[list[int]]) -> None:
-    case = Case(model, prefix_caching=True)
+# vLLM's Mamba2 on a CPU fails with prefix caching, also alone.
+@pytest.mark.parametrize(("model", "dtype"), [("llama", "float32"), ("gemma3", "float32"), ("qwen3_next", "bfloat16")])
+def test_prefixes_that_are_there_are_not_moved(model: str, dtype: str, logs: Path, prompts: list[list[int]]) -> None:
+    case = Case(model, prefix_caching=True, dtype=dtype)
     with Servers(case, logs) as servers:
         prompt = prompts[-1]
         alone = servers.prefill.ask(prompt, TOKENS)

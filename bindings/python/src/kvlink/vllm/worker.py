@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from vllm.config import VllmConfig
-from vllm.distributed import parallel_state
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
-from vllm.model_executor.layers.mamba.mamba_utils import is_conv_state_dim_first
-from vllm.model_executor.models import ModelRegistry
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 import kvlink
 from kvlink import EventKind
 
-from .layout import Place, derive, layer_of
+from .layout import derive, layer_of
 from .log import logger
 from .metadata import Accept, Lists, Offer, Origin, Read, StepMetadata
 from .peers import NO_LAYERS, Peers
 from .settings import Settings
-from .states import Share
+from .start import place_of, start
 from .stats import KVLinkStats
 from .writes import Writes
 
@@ -48,13 +42,9 @@ class WorkerHalf:
     """Offers, reads and writes, as the scheduler's half says, and tells what came of it."""
 
     def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, settings: Settings) -> None:
-        transfer = vllm_config.kv_transfer_config
-        assert transfer is not None
         self._vllm_config = vllm_config
         self._config = kv_cache_config
         self._settings = settings
-        self._role = transfer.kv_role
-        self._engine_id = str(transfer.engine_id)
         self._agent: kvlink.Agent | None = None
         self._offers: dict[kvlink.Operation[Any], Offer] = {}
         self._offered: dict[str, kvlink.Offer] = {}
@@ -72,66 +62,18 @@ class WorkerHalf:
 
     def register_kv_caches(self, caches: dict[str, torch.Tensor]) -> None:
         """Describes and registers the cache, and starts this rank's agent."""
+        # An engine that slept allocates its cache anew.
+        self.shutdown()
         if any(c.device.type == "cpu" for c in caches.values() if isinstance(c, torch.Tensor)):
             # Loaded caches let the first forward begin with matrix instructions, which the process must ask for.
             getattr(torch.cpu, "_init_amx", lambda: None)()
-        place = _place(self._vllm_config)
         layers = self._vllm_config.compilation_config.static_forward_context
-        layout = derive(caches, self._config, place, layers)
-        parallel = self._vllm_config.parallel_config
-        ranks = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
-        self._rank = parallel_state.get_pp_group().rank_in_group * parallel.tensor_parallel_size + place.tp.rank
-        self._agent = self._start(layout, ranks)
+        layout = derive(caches, self._config, place_of(self._vllm_config), layers)
+        self._agent = start(self._vllm_config, self._settings, layout)
         self._agent.register_arrays()
         self._peers = Peers(self._agent, self._stats)
         names = [name for group in self._config.transfer_groups for name in group.layer_names]
         self._writes = Writes(self._peers, {layer_of(name)[0] for name in names}, self._stats, self._sent)
-        logger.info("kvlink %s: rank %d of %d at %s", kvlink.__version__, self._rank, ranks, self._agent.address)
-        if self._settings.proxy_ip and self._rank == 0:
-            self._attach_router(self._agent, ranks)
-
-    def _start(self, layout: kvlink.Layout, ranks: int) -> kvlink.Agent:
-        """Rank 0 starts first: the others need its address."""
-        s = self._settings
-        config: dict[str, Any] = {
-            "rank": self._rank,
-            "ranks": ranks,
-            "allow_remote": s.allow_remote,
-            "advertise": s.advertise or None,
-            "require_transport": None if s.transport == "auto" else s.transport,
-            "nixl_backend": s.nixl_backend or None,
-            "nixl_library": s.nixl_library or (_nixl() if s.transport == "nixl" else None),
-            "lease": s.kv_lease_duration,
-            "transfer_timeout": s.transfer_timeout,
-            "handshake_timeout": s.handshake_timeout,
-            "heartbeat": s.heartbeat,
-        }
-        agent = leader = None
-        if self._rank == 0:
-            agent = kvlink.Agent(layout, self._engine_id, listen=s.listen or None, **config)
-            leader = agent.address
-        if ranks > 1:
-            leader = self._leader(leader)
-        if agent is None:
-            host = s.listen.rpartition(":")[0]
-            agent = kvlink.Agent(layout, self._engine_id, leader=leader, listen=f"{host}:0" if host else None, **config)
-        return agent
-
-    def _leader(self, own: str | None) -> str:
-        """The address of this instance's rank 0, of whatever is in the world group."""
-        group = parallel_state.get_world_group()
-        found: list[Any] = [None] * group.world_size
-        torch.distributed.all_gather_object(found, (self._engine_id, own), group=group.cpu_group)
-        return str(next(address for engine, address in found if engine == self._engine_id and address))
-
-    def _attach_router(self, agent: kvlink.Agent, ranks: int) -> None:
-        s = self._settings
-        host = s.host_ip or s.listen.rpartition(":")[0] or "127.0.0.1"
-        role = kvlink.Role.PREFILL if self._role == "kv_producer" else kvlink.Role.DECODE
-        mode = kvlink.Mode.READ if s.mode == "read" else kvlink.Mode.WRITE
-        tp_size = self._vllm_config.parallel_config.tensor_parallel_size
-        discovery = f"{s.proxy_ip}:{s.proxy_ping_port}"
-        agent.attach_router(discovery, role, mode, f"{host}:{s.http_port}", tp_size=tp_size)
 
     def origin(self) -> Origin | None:
         """What the scheduler's half writes tickets from."""
@@ -355,40 +297,3 @@ class WorkerHalf:
         if isinstance(operation, kvlink.Transfer) and len(load.blocks) == 1:
             blocks = operation.failed_blocks(0)
         self._failed(request_id, event.error, blocks)
-
-
-def _nixl() -> str | None:
-    """Where this environment's packages are, if NIXL is one of them."""
-    found = importlib.util.find_spec("nixl")
-    return None if found is None or found.origin is None else str(Path(found.origin).parents[1])
-
-
-def _place(config: VllmConfig) -> Place:
-    """Where this rank stands."""
-    parallel, model = config.parallel_config, config.model_config
-    tp = parallel_state.get_tp_group()
-    context = Share(0, 1)
-    if parallel.decode_context_parallel_size > 1:
-        dcp = parallel_state.get_dcp_group()
-        context = Share(dcp.rank_in_group, dcp.world_size)
-    return Place(
-        model=str(model.model).rstrip("/").rpartition("/")[2],
-        tp=Share(tp.rank_in_group, tp.world_size),
-        kv_heads=model.get_total_num_kv_heads(),
-        conv_rows_outside=not is_conv_state_dim_first(),
-        context=context,
-        context_interleave=parallel.cp_kv_cache_interleave_size,
-        whole_states=_whole_states(config),
-    )
-
-
-def _whole_states(config: VllmConfig) -> tuple[tuple[int, ...], ...] | None:
-    """The state shapes of the model on a single rank, by its own formula."""
-    model, _ = ModelRegistry.resolve_model_cls(config.model_config.architectures, model_config=config.model_config)
-    formula = getattr(model, "get_mamba_state_shape_from_config", None)
-    if formula is None:
-        return None
-    single = copy.copy(config)
-    single.parallel_config = copy.copy(config.parallel_config)
-    single.parallel_config.tensor_parallel_size = 1
-    return tuple(tuple(shape) for shape in formula(single))
