@@ -112,6 +112,13 @@ void check_address(const std::string &host) {
   }
 }
 
+io::EngineDesc peer_engine(const char *key, const uint8_t *desc, size_t len) {
+  auto peer = unpacked<io::EngineDesc>(desc, len, "the engine");
+  if (peer.key != key) throw std::runtime_error("the engine \"" + peer.key + "\", announced as \"" + key + "\"");
+  check_address(peer.host);
+  return peer;
+}
+
 // The shim must see the classes of the MoRI that is loaded.
 void check_build() {
   void *library = dlopen("libmori_io.so", RTLD_NOW | RTLD_NOLOAD);
@@ -278,17 +285,12 @@ int kvlink_mori_engine_desc(kvlink_mori_engine_t *engine, const uint8_t **desc, 
   return KVLINK_MORI_OK;
 }
 
-int kvlink_mori_peer_add(kvlink_mori_engine_t *engine, const char *key, const uint8_t *desc, size_t len) {
-  return guarded([&] {
-    auto peer = unpacked<io::EngineDesc>(desc, len, "the engine");
-    if (peer.key != key) throw std::runtime_error("the engine \"" + peer.key + "\", announced as \"" + key + "\"");
-    check_address(peer.host);
-    engine->engine->RegisterRemoteEngine(peer);
-  });
+int kvlink_mori_peer_check(const char *key, const uint8_t *desc, size_t len) {
+  return guarded([&] { peer_engine(key, desc, len); });
 }
 
-int kvlink_mori_peer_remove(kvlink_mori_engine_t *engine, const uint8_t *desc, size_t len) {
-  return guarded([&] { engine->engine->DeregisterRemoteEngine(unpacked<io::EngineDesc>(desc, len, "the engine")); });
+int kvlink_mori_peer_add(kvlink_mori_engine_t *engine, const char *key, const uint8_t *desc, size_t len) {
+  return guarded([&] { engine->engine->RegisterRemoteEngine(peer_engine(key, desc, len)); });
 }
 
 int kvlink_mori_memory_register(kvlink_mori_engine_t *engine, void *addr, uint64_t size, uint32_t verify, uint32_t *memory,

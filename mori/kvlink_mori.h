@@ -47,9 +47,10 @@ int kvlink_mori_engine_create(const kvlink_mori_config_t *config, kvlink_mori_en
 void kvlink_mori_engine_destroy(kvlink_mori_engine_t *engine);
 /* What peers have to know of it; valid as long as the engine. */
 int kvlink_mori_engine_desc(kvlink_mori_engine_t *engine, const uint8_t **desc, size_t *len);
-/* Makes a peer known, or forgets it. `key` is the name that it must have. Does not connect. */
+/* Whether this describes an engine of this name. Waits for nobody. */
+int kvlink_mori_peer_check(const char *key, const uint8_t *desc, size_t len);
+/* Makes a peer known. Waits while MoRI connects to any other. */
 int kvlink_mori_peer_add(kvlink_mori_engine_t *engine, const char *key, const uint8_t *desc, size_t len);
-int kvlink_mori_peer_remove(kvlink_mori_engine_t *engine, const uint8_t *desc, size_t len);
 
 /* Registers memory of the host or of a GPU; `desc` is what peers have to know of it, valid as long as the engine. MoRI tells
  * the RDMA devices only when it is first used, and aborts the process where they refuse: with `verify` they are asked now,

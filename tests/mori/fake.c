@@ -55,12 +55,15 @@ int kvlink_mori_engine_desc(kvlink_mori_engine_t *e, const uint8_t **desc, size_
     *len = strlen(e->key);
     return KVLINK_MORI_OK;
 }
+int kvlink_mori_peer_check(const char *key, const uint8_t *desc, size_t len)
+{
+    return strlen(key) == len && !memcmp(key, desc, len) ? KVLINK_MORI_OK : KVLINK_MORI_FAILED;
+}
 int kvlink_mori_peer_add(kvlink_mori_engine_t *e, const char *key, const uint8_t *desc, size_t len)
 {
     (void)e;
-    return strlen(key) == len && !memcmp(key, desc, len) ? KVLINK_MORI_OK : KVLINK_MORI_FAILED;
+    return kvlink_mori_peer_check(key, desc, len);
 }
-int kvlink_mori_peer_remove(kvlink_mori_engine_t *e, const uint8_t *desc, size_t len) { (void)e, (void)desc, (void)len; return 0; }
 
 int kvlink_mori_memory_register(kvlink_mori_engine_t *e, void *addr, uint64_t size, uint32_t verify, uint32_t *memory,
                                 const uint8_t **desc, size_t *len)

@@ -87,9 +87,6 @@ impl Engines {
                 let made = engine.register(memory.addr(), memory.len(), false)?;
                 numbers.insert(*region, made.number);
             }
-            for (name, known) in &self.peers {
-                engine.add_peer(name, &known.blob.engine)?;
-            }
             self.reader = Some(Reader { engine, numbers, connections: HashMap::new() });
         }
         self.reader.as_mut().ok_or_else(|| "no reader".into())
@@ -131,11 +128,14 @@ impl Engines {
 fn open(engine: &Arc<Engine>, numbers: &HashMap<u32, u32>, peers: &HashMap<CString, Known>, ends: &Ends) -> Connection {
     let known = peers.get(&ends.peer);
     let memory = known.and_then(|k| Some((k.blob.memories.get(&ends.theirs)?.clone(), k.regions.get(&ends.theirs)?.1)));
-    let (Some(number), Some((desc, len))) = (numbers.get(&ends.own).copied(), memory) else {
+    let (Some(number), Some((desc, len)), Some(known)) = (numbers.get(&ends.own).copied(), memory, known) else {
         return Connection::Failed(format!("region {} of ours or {} of the peer's is gone", ends.own, ends.theirs));
     };
-    let (engine, peer) = (engine.clone(), ends.peer.clone());
-    let work = move || Session::open(engine, number, &peer, &desc, len);
+    let (engine, peer, whom) = (engine.clone(), ends.peer.clone(), known.blob.engine.clone());
+    let work = move || {
+        engine.add_peer(&peer, &whom)?;
+        Session::open(engine, number, &peer, &desc, len)
+    };
     match std::thread::Builder::new().name("kvlink-mori".into()).spawn(work) {
         Ok(handle) => Connection::Opening(handle),
         Err(e) => Connection::Failed(format!("starting a thread to connect: {e}")),
@@ -217,35 +217,31 @@ impl Agents for Engines {
         match slot {}
     }
 
+    fn vet(peer: &Peer) -> Option<Result<()>> {
+        let library = library::loaded()?;
+        let vetted = Blob::decode(&peer.metadata).and_then(|blob| {
+            if blob.version != library.version {
+                let text = format!("our MoRI is {}, the peer's {}", library.version, blob.version);
+                return Err(Error::new(Status::TransportUnavailable, text));
+            }
+            let whom = library.check_peer(&peer.agent, &blob.engine);
+            whom.map_err(|e| Error::new(Status::Protocol, format!("mori: {e}")))
+        });
+        Some(vetted)
+    }
+
     fn load(&mut self, peer: &Peer) -> Result<()> {
         let blob = Blob::decode(&peer.metadata)?;
-        if blob.version != self.blob.version {
-            let text = format!("our MoRI is {}, the peer's {}", self.blob.version, blob.version);
-            return Err(Error::new(Status::TransportUnavailable, text));
-        }
-        // The server needs to know nobody, but tells whether this is somebody.
-        let add = |engine: &Engine| {
-            engine.add_peer(&peer.agent, &blob.engine).map_err(|e| Error::new(Status::Protocol, format!("mori: {e}")))
-        };
-        add(self.server()?)?;
-        if let Some(reader) = &self.reader {
-            add(&reader.engine)?;
-        }
         self.peers.insert(peer.agent.clone(), Known { blob, regions: peer.regions.clone() });
         Ok(())
     }
 
+    /// MoRI keeps what it knows of a peer until its engine ends.
     fn forget(&mut self, name: &CStr) {
-        let Some(known) = self.peers.remove(name) else { return };
-        let reader = self.reader.as_mut();
-        if let Some(r) = reader {
+        self.peers.remove(name);
+        if let Some(r) = &mut self.reader {
             // One that is being opened is waited for when the reader ends.
             r.connections.retain(|e, c| e.peer.as_c_str() != name || matches!(c, Connection::Opening(_)));
-        }
-        for engine in self.reader.iter().map(|r| &r.engine).chain(&self.server) {
-            if let Err(e) = engine.remove_peer(&known.blob.engine) {
-                log::debug!("kvlink: mori: forgetting {}: {e}", name.to_string_lossy());
-            }
         }
     }
 

@@ -6,12 +6,20 @@ use super::sys::{self, Library};
 use crate::error::{Error, Result, Status};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 const FILE: &str = "libkvlink_mori.so";
 const HELP: &str = "it is built where MoRI is installed (cmake -DKVLINK_MORI=..., docs/transports.md)";
 
 /// The one that this process uses.
-static LOADED: Mutex<Option<(PathBuf, &'static Library)>> = Mutex::new(None);
+static LOADED: OnceLock<(PathBuf, Library)> = OnceLock::new();
+/// Held while a machine is looked at, which takes a while.
+static LOADING: Mutex<()> = Mutex::new(());
+
+/// The one that this process has loaded.
+pub(super) fn loaded() -> Option<&'static Library> {
+    LOADED.get().map(|(_, library)| library)
+}
 
 pub(super) fn unavailable(text: String) -> Error {
     Error::new(Status::TransportUnavailable, text)
@@ -24,8 +32,8 @@ pub(super) fn load(options: &MoriOptions) -> Result<&'static Library> {
         None => beside(sys::own_file().as_deref())?,
     };
     let file = file.canonicalize().unwrap_or(file);
-    let mut loaded = LOADED.lock();
-    if let Some((other, _)) = loaded.as_ref().filter(|(other, _)| *other != file) {
+    let _loading = LOADING.lock();
+    if let Some((other, _)) = LOADED.get().filter(|(other, _)| *other != file) {
         let (other, file) = (other.display(), file.display());
         return Err(unavailable(format!("mori: this process uses {other} already and cannot load {file} as well")));
     }
@@ -34,14 +42,12 @@ pub(super) fn load(options: &MoriOptions) -> Result<&'static Library> {
         return Err(unavailable(format!("mori: there is no {PROGRAM} beside {}: {HELP}", file.display())));
     }
     preflight::check(&program, options)?;
-    if let Some((_, library)) = *loaded {
+    if let Some(library) = loaded() {
         return Ok(library);
     }
     let library = Library::load(file.as_os_str())
         .map_err(|why| unavailable(format!("mori: {} cannot be loaded: {why}", file.display())))?;
-    let library: &'static Library = Box::leak(Box::new(library));
-    *loaded = Some((file, library));
-    Ok(library)
+    Ok(&LOADED.get_or_init(|| (file, library)).1)
 }
 
 /// A file, or the directory that it is in.

@@ -55,8 +55,8 @@ table! {
     engine_create(*const RawConfig, *mut Handle) -> c_int;
     engine_destroy(Handle);
     engine_desc(Handle, *mut *const u8, *mut usize) -> c_int;
+    peer_check(*const c_char, *const u8, usize) -> c_int;
     peer_add(Handle, *const c_char, *const u8, usize) -> c_int;
-    peer_remove(Handle, *const u8, usize) -> c_int;
     memory_register(Handle, *mut c_void, u64, u32, *mut u32, *mut *const u8, *mut usize) -> c_int;
     session_open(Handle, u32, *const c_char, *const u8, usize, u64, *mut Handle) -> c_int;
     session_close(Handle);
@@ -108,6 +108,12 @@ impl Library {
             return Err(format!("it has interface {abi}, this kvlink needs {ABI}: build both from the same source"));
         }
         Ok(Library { table, version })
+    }
+
+    /// Whether this describes an engine of this name.
+    pub fn check_peer(&self, name: &CStr, desc: &[u8]) -> Result<(), String> {
+        // SAFETY: name and bytes live through the call.
+        self.check(unsafe { (self.table.peer_check)(name.as_ptr(), desc.as_ptr(), desc.len()) })
     }
 
     /// The reason of this thread's last failure.
@@ -197,15 +203,11 @@ impl Engine {
         }
     }
 
+    /// Waits while MoRI connects to another.
     pub fn add_peer(&self, name: &CStr, desc: &[u8]) -> Result<(), String> {
         // SAFETY: a live engine; name and bytes live through the call.
         let status = unsafe { (self.library.table.peer_add)(self.raw, name.as_ptr(), desc.as_ptr(), desc.len()) };
         self.library.check(status)
-    }
-
-    pub fn remove_peer(&self, desc: &[u8]) -> Result<(), String> {
-        // SAFETY: as above.
-        self.library.check(unsafe { (self.library.table.peer_remove)(self.raw, desc.as_ptr(), desc.len()) })
     }
 
     /// Makes memory usable. The caller keeps it mapped until the engine is gone. With `verify`, it is locked once now to

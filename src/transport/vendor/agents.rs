@@ -100,6 +100,12 @@ pub trait Agents: Sized + Send + 'static {
     /// Something may still read into it, as long as this reader lives.
     fn retire(&mut self, slot: Self::Slot);
 
+    /// Whether a peer can be loaded, where that can be told on any thread: it is then loaded without anybody waiting for it.
+    /// `None`: only loading tells.
+    fn vet(peer: &Peer) -> Option<Result<()>> {
+        let _ = peer;
+        None
+    }
     /// Takes a peer's metadata. Does not wait for the peer.
     fn load(&mut self, peer: &Peer) -> Result<()>;
     /// Forgets a peer, so that its connections go.

@@ -247,7 +247,10 @@ impl<A: Agents> Transport for Vendor<A> {
         let regions: HashMap<u32, (u64, u64)> = regions.iter().map(|r| (r.index, (r.addr, r.len))).collect();
         if !regions.is_empty() {
             let peer = Peer { agent, metadata: blob, regions };
-            self.ask(self.longest(), |answer| Command::Connect { link, peer, answer })?;
+            match A::vet(&peer) {
+                Some(vetted) => vetted.and_then(|()| self.tell(Command::Connect { link, peer, answer: None }))?,
+                None => self.ask(self.longest(), |a| Command::Connect { link, peer, answer: Some(a) })?,
+            }
         }
         self.links.insert(link);
         Ok(Link { name: self.options.report(), pull: true, streams: 0, rejected: Vec::new() })

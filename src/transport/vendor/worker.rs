@@ -28,11 +28,11 @@ pub(super) enum Command {
         memory: Range,
         answer: Sender<Result<Vec<u8>>>,
     },
-    /// Loads a peer's metadata.
+    /// Loads a peer's metadata. Where nobody waits for the answer, a failure is one of the link's jobs.
     Connect {
         link: LinkId,
         peer: Peer,
-        answer: Sender<Result<()>>,
+        answer: Option<Sender<Result<()>>>,
     },
     Disconnect {
         link: LinkId,
@@ -190,7 +190,8 @@ impl<A: Agents, R: Report> Worker<A, R> {
                 let _ = answer.send(self.agents().and_then(|a| a.register(region, memory)));
             }
             Command::Connect { link, peer, answer } => {
-                let _ = answer.send(self.connect(link, peer));
+                let made = self.connect(link, peer, answer.is_none());
+                let _ = answer.map(|a| a.send(made));
             }
             Command::Disconnect { link } => {
                 let text = format!("link {} was disconnected", link.0);
@@ -214,19 +215,23 @@ impl<A: Agents, R: Report> Worker<A, R> {
         }
     }
 
-    fn connect(&mut self, link: LinkId, peer: Peer) -> Result<()> {
+    /// With `keep`, a link that cannot be made is a broken one.
+    fn connect(&mut self, link: LinkId, peer: Peer, keep: bool) -> Result<()> {
         let same = |l: &Link| l.peer.agent == peer.agent;
         let spoilt = self.links.values().any(|l| same(l) && l.broken.is_some());
         let in_use = |f: &Flight<A>| self.links.get(&f.link).is_some_and(same);
         let in_use = self.links.values().any(|l| same(l) && l.broken.is_none()) || self.flights.iter().any(in_use);
-        let agents = self.agents()?;
-        if spoilt && !in_use {
-            // NIXL, for one, goes on refusing a peer that it has lost until it is told to forget it.
-            agents.forget(&peer.agent);
+        let loaded = self.agents().and_then(|agents| {
+            if spoilt && !in_use {
+                // NIXL, for one, goes on refusing a peer that it has lost until it is told to forget it.
+                agents.forget(&peer.agent);
+            }
+            agents.load(&peer)
+        });
+        if loaded.is_ok() || keep {
+            self.links.insert(link, Link { peer, broken: loaded.clone().err(), gone: false, prompt: 0 });
         }
-        agents.load(&peer)?;
-        self.links.insert(link, Link { peer, broken: None, gone: false, prompt: 0 });
-        Ok(())
+        loaded
     }
 
     /// Takes a job in.
