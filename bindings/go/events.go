@@ -182,9 +182,9 @@ func (a *Agent) dispatch(c *C.kvlink_event_t) error {
 		if o := a.take(uint64(c.user_data)); o != nil {
 			o.finish(e, e.err(o.call))
 		} else if err := e.err("kvlink_poll"); err != nil {
-			a.report(MoriioMessage{nil, err})
+			a.said(MoriioMessage{nil, err})
 		} else {
-			a.report(MoriioMessage{e.payload, nil})
+			a.said(MoriioMessage{e.payload, nil})
 		}
 	case C.KVLINK_EVENT_AGENT_FAILED:
 		return e.err("kvlink_poll")

@@ -31,8 +31,21 @@ type MoriioMessage struct {
 
 func (MoriioMessage) event() {}
 
+// said never discards a message silently: workers count them.
+func (a *Agent) said(m MoriioMessage) {
+	if len(a.events) < a.limit {
+		a.report(m)
+		return
+	}
+	// A worker that is closed already was closed for an earlier message.
+	if a.CloseMoriio() == nil {
+		a.report(MoriioMessage{nil, &Error{Call: "kvlink_poll", Status: ErrLimit,
+			Message: "messages wait for the engine, the worker was closed"}})
+	}
+}
+
 // OpenMoriio opens the one worker that an agent can be opposite workers of vLLM's MoRIIOConnector. What they say comes as
-// MoriioMessage.
+// MoriioMessage; when the channel of events is full, the worker is closed.
 func (a *Agent) OpenMoriio(m Moriio) error {
 	pin := pins{call: "kvlink_moriio_open"}
 	defer pin.release()

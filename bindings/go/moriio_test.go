@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"testing"
+	"time"
 )
 
 const testHandshake = `{"engine_id":"127.0.0.1:6301","agent_metadata":"AAEC","kv_caches_base_addr":[1],"num_blocks":2,` +
@@ -47,4 +48,33 @@ func TestWorkersMeetAndTell(t *testing.T) {
 	cancel()
 	_, err = source.MeetMoriio(cancelled, meetAt, 0)
 	mustBe(t, err, ErrCancelled)
+}
+
+func TestMessagesThatNobodyReadsCloseTheWorker(t *testing.T) {
+	const most = 4
+	source := newRank(t, testDesc(testLayers, testBlocks, 8), Config{Instance: "source"})
+	sink := newRank(t, testDesc(testLayers, testBlocks, 8), Config{Instance: "sink", MaxEvents: most})
+	at, port := freePort(t)
+	must(t, sink.OpenMoriio(Moriio{Role: Decode, NotifyPort: port}))
+	must(t, source.OpenMoriio(Moriio{Role: Prefill}))
+	ctx := patience(t)
+	for n := 1; n <= most+1; n++ {
+		must(t, source.SendMoriio(ctx, at, []byte(`{"type":"write_failed","transfer_id":"tx"}`), 0))
+		// The library counts what waits for the goroutine, too.
+		for len(sink.Events()) < n {
+			must(t, ctx.Err())
+			time.Sleep(time.Millisecond)
+		}
+	}
+	for range most {
+		if said, ok := (<-sink.Events()).(MoriioMessage); !ok || said.Err != nil {
+			t.Fatalf("%+v", said)
+		}
+	}
+	last, ok := (<-sink.Events()).(MoriioMessage)
+	if !ok {
+		t.Fatalf("%+v", last)
+	}
+	mustBe(t, last.Err, ErrLimit)
+	mustBe(t, sink.CloseMoriio(), ErrWrongState)
 }

@@ -161,7 +161,7 @@ class Agent:
         self._ready_waiting: set[asyncio.Future[None]] = set()
         self._notifications: Notifications | None = None
         self._registrations: dict[int, Registration] = {}
-        #: Is told what workers of vLLM's MoRIIOConnector say.
+        #: Is told what workers of vLLM's MoRIIOConnector say; where an event loop takes the events, nobody else is.
         self.on_moriio: Callable[[Event], None] | None = None
         # Who takes events: nobody yet, an event loop, or callers of poll.
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -5,12 +5,15 @@
 //! answer a notification: what tells that it arrived is the heartbeat that follows it, which ZeroMQ answers when it has read
 //! all that came before. A notification that may have arrived is never repeated, since workers count them.
 
+mod link;
+
 use super::endpoint::later;
 use super::event::{Event, EventKind};
 use super::id::{Id, Kind, Slab};
 use super::zmq::Zmq;
 use crate::error::{Error, Result, Status};
 use crate::wire::moriio::{GET_META, Handshake, Notify, Role};
+use link::{Call, Exchange, Link};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -27,8 +30,6 @@ const MAX_BIG: usize = 64;
 const MAX_EXCHANGES: usize = 1 << 16;
 /// Time in which a connection must have become one of ZeroMQ.
 const GREETING: Duration = Duration::from_secs(10);
-/// Wait before the second attempt to connect, and the longest.
-const WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// What a worker is.
 #[derive(Clone, Debug)]
@@ -65,33 +66,6 @@ pub enum MoriioOutput {
     Close(LinkId),
     /// Tell the engine.
     Event(Event),
-}
-
-/// Something that was begun and ends with one event.
-struct Exchange {
-    id: Id,
-    user_data: u64,
-    until: Instant,
-    /// "release of tx-1 to 10.0.0.1:61005".
-    what: String,
-}
-
-/// A connection that we make, as often as needed.
-struct Call {
-    address: String,
-    /// Where it stands; `None`: it is being made, or waited with.
-    zmq: Option<Zmq>,
-    /// When it is made next.
-    again: Option<Instant>,
-    wait: Duration,
-    /// Why it failed last.
-    why: String,
-}
-
-enum Link {
-    Caller { zmq: Zmq, port: MoriioPort, greeted_by: Instant },
-    Meeting { call: Call, exchange: Exchange, asked: bool, meta: Option<Vec<u8>> },
-    Line { call: Call, waiting: VecDeque<(Exchange, Vec<u8>)>, unconfirmed: VecDeque<Exchange> },
 }
 
 /// A worker.
@@ -429,7 +403,7 @@ impl Moriio {
     fn confirm(&mut self, link: LinkId, pongs: u32) {
         for _ in 0..pongs {
             let Some(Link::Line { unconfirmed, call, .. }) = self.links.get_mut(&link) else { return };
-            call.wait = WAIT.0;
+            call.holds();
             let Some(exchange) = unconfirmed.pop_front() else { return };
             self.end(exchange, Ok(String::new()));
         }
@@ -496,48 +470,6 @@ impl Moriio {
         if !bytes.is_empty() {
             self.outputs.push_back(MoriioOutput::Send(link, bytes));
         }
-    }
-}
-
-impl Link {
-    fn zmq(&mut self) -> Option<&mut Zmq> {
-        match self {
-            Link::Caller { zmq, .. } => Some(zmq),
-            Link::Meeting { call, .. } | Link::Line { call, .. } => call.zmq.as_mut(),
-        }
-    }
-
-    fn due(&self) -> Option<Instant> {
-        match self {
-            Link::Caller { zmq, greeted_by, .. } => Some(*greeted_by).filter(|_| !zmq.is_ready()),
-            Link::Meeting { call, exchange, .. } => Some(call.again.map_or(exchange.until, |a| a.min(exchange.until))),
-            Link::Line { call, waiting, unconfirmed } => {
-                let ends = waiting.iter().map(|(e, _)| e.until).chain(unconfirmed.iter().map(|e| e.until));
-                ends.chain(call.again).min()
-            }
-        }
-    }
-}
-
-impl Call {
-    fn new(address: &str, now: Instant) -> Call {
-        Call { address: address.to_string(), zmq: None, again: Some(now), wait: WAIT.0, why: String::new() }
-    }
-
-    fn fail(&mut self, now: Instant, error: &Error) {
-        self.zmq = None;
-        self.again = Some(later(now, self.wait));
-        self.wait = self.wait.saturating_mul(2).min(WAIT.1);
-        self.why = error.message().to_string();
-    }
-
-    /// Time is over.
-    fn late(&self) -> Error {
-        if self.zmq.as_ref().is_some_and(Zmq::is_ready) {
-            return Error::new(Status::Deadline, "no answer in time");
-        }
-        let why = if self.why.is_empty() { "no connection in time" } else { &self.why };
-        Error::new(Status::Unreachable, why)
     }
 }
 
