@@ -146,7 +146,7 @@ def test_tokens_are_those_of_one_server(case: Case, logs: Path, prompts: list[li
         assert f"rank 0: {case.transport}/" in reader.text(), "no line names the transport"
 
 
-# On a CPU vLLM's Mamba2 fails with prefix caching, also alone, and GDN computes in bfloat16 only, too coarsely to compare.
+# On a CPU vLLM's Mamba2 fails with prefix caching, also alone; GDN computes in bfloat16 only, too coarsely to compare.
 @pytest.mark.parametrize("model", ["llama", "gemma3"])
 def test_prefixes_that_are_there_are_not_moved(model: str, logs: Path, prompts: list[list[int]]) -> None:
     case = Case(model, prefix_caching=True)
