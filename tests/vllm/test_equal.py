@@ -146,10 +146,10 @@ def test_tokens_are_those_of_one_server(case: Case, logs: Path, prompts: list[li
         assert f"rank 0: {case.transport}/" in reader.text(), "no line names the transport"
 
 
-# vLLM's Mamba2 on a CPU fails with prefix caching, also alone.
-@pytest.mark.parametrize(("model", "dtype"), [("llama", "float32"), ("gemma3", "float32"), ("qwen3_next", "bfloat16")])
-def test_prefixes_that_are_there_are_not_moved(model: str, dtype: str, logs: Path, prompts: list[list[int]]) -> None:
-    case = Case(model, prefix_caching=True, dtype=dtype)
+# On a CPU vLLM's Mamba2 fails with prefix caching, also alone; GDN computes in bfloat16 only, too coarsely to compare.
+@pytest.mark.parametrize("model", ["llama", "gemma3"])
+def test_prefixes_that_are_there_are_not_moved(model: str, logs: Path, prompts: list[list[int]]) -> None:
+    case = Case(model, prefix_caching=True)
     with Servers(case, logs) as servers:
         prompt = prompts[-1]
         alone = servers.prefill.ask(prompt, TOKENS)
