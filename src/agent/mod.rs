@@ -8,6 +8,7 @@ mod address;
 mod calls;
 mod config;
 mod driver;
+mod listener;
 mod moriio;
 mod net;
 mod parked;

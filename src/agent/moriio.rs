@@ -2,6 +2,7 @@
 
 use super::address;
 use super::calls::PoisonOnUnwind;
+use super::listener::Listener;
 use super::stream::{Stream, Terms};
 use super::{Agent, Shared};
 use crate::error::{Error, Result, Status};
@@ -11,8 +12,7 @@ use crate::wire::moriio::{Notify, PortRanks, port_of_rank};
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,7 +54,7 @@ struct Inner {
     max_events: usize,
     poller: Poller,
     stop: AtomicBool,
-    listeners: Vec<(u64, TcpListener)>,
+    listeners: Vec<Listener>,
     state: Mutex<State>,
     arrivals: Arc<Arrivals>,
 }
@@ -87,19 +87,18 @@ impl Worker {
             let text = "a handshake and a handshake port are given together, or neither";
             return Err(Error::new(Status::InvalidArgument, text));
         }
+        let poller = Poller::new()?;
         let mut listeners = Vec::new();
         for (key, base) in [(HANDSHAKE, config.handshake_port), (NOTIFY, config.notify_port)] {
             if base != 0 {
                 let port = port_of_rank(base, config.ranks)?;
-                listeners.push((key, address::listen_at(&format!("{}:{port}", config.host), remote)?));
+                let socket = address::listen_at(&format!("{}:{port}", config.host), remote)?;
+                listeners.push(Listener::new(socket, key, &poller)?);
             }
         }
-        let poller = Poller::new()?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| Error::new(Status::System, format!("eventfd: {e}")))?;
-        let read = Interest { read: true, write: false };
-        poller.add(&wake, WAKE, read)?;
-        listeners.iter().try_for_each(|(key, l)| poller.add(l, *key, read))?;
+        poller.add(&wake, WAKE, Interest { read: true, write: false })?;
         let state = State { moriio: Moriio::new(config.args, seed), streams: BTreeMap::new() };
         let inner = Arc::new(Inner {
             shared,
@@ -163,7 +162,9 @@ impl Inner {
             let now = Instant::now();
             state.moriio.handle_timeout(now);
             self.carry_out(&mut state);
-            let timeout = state.moriio.poll_timeout().map(|at| at.saturating_duration_since(now));
+            self.listeners.iter().for_each(|l| l.handle_timeout(now, &self.poller));
+            let due = self.listeners.iter().filter_map(Listener::due).chain(state.moriio.poll_timeout()).min();
+            let timeout = due.map(|at| at.saturating_duration_since(now));
             drop(state);
             // After wake-ups were taken: whoever stops us wakes us then.
             if self.stop.load(Ordering::SeqCst) {
@@ -199,20 +200,14 @@ impl Inner {
     }
 
     fn accept(&self, state: &mut State, key: u64, port: MoriioPort) {
-        let Some((_, listener)) = self.listeners.iter().find(|(k, _)| *k == key) else { return };
-        loop {
-            match listener.accept() {
-                Ok((socket, from)) => {
-                    let Some(link) = state.moriio.handle_accepted(Instant::now(), port) else {
-                        log::warn!("kvlink: a worker has too many connections, one from {from} was closed");
-                        continue;
-                    };
-                    self.add(state, link, socket);
-                    self.carry_out(state);
-                }
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
+        let Some(listener) = self.listeners.iter().find(|l| l.key() == key) else { return };
+        while let Some(socket) = listener.accept(Instant::now(), &self.poller) {
+            let Some(link) = state.moriio.handle_accepted(Instant::now(), port) else {
+                log::warn!("kvlink: a worker has too many connections, one was closed");
+                continue;
+            };
+            self.add(state, link, socket);
+            self.carry_out(state);
         }
     }
 

@@ -4,6 +4,7 @@
 mod connections;
 
 use super::config::AgentConfig;
+use super::listener::Listener;
 use super::net::{Connected, Order};
 use super::sockets::{Socket, Visitor};
 use super::transports::Transports;
@@ -26,7 +27,7 @@ pub(super) const SLICE: u64 = 1 << 20;
 pub(super) struct Reactor {
     shared: Arc<Shared>,
     poller: Arc<Poller>,
-    listener: TcpListener,
+    listener: Listener,
     transports: Transports,
     sockets: HashMap<ConnId, Socket>,
     keys: HashMap<u64, Who>,
@@ -79,9 +80,9 @@ impl Reactor {
         transports.register(BOARD_REGION, &Memory::shared(board.clone()))?;
         let base = transports.keys();
         let only_read = Interest { read: true, write: false };
-        poller.add(&listener, base, only_read)?;
         poller.add(&shared.wake, base + 1, only_read)?;
         let address = address::published(&listener, config)?;
+        let listener = Listener::new(listener, base, &poller)?;
         Ok(Reactor {
             shared,
             poller,
@@ -129,10 +130,11 @@ impl Reactor {
                 self.send_held();
             }
             self.more |= !self.held.is_empty();
+            self.listener.handle_timeout(now, &self.poller);
             let beat = self.serve_routers(now);
             let timer = self.shared.endpoint.lock().poll_timeout();
             let visitors = self.visitors_due();
-            self.due = [timer, visitors, beat].into_iter().flatten().min();
+            self.due = [timer, visitors, beat, self.listener.due()].into_iter().flatten().min();
         }
         Ok(())
     }
@@ -157,7 +159,7 @@ impl Reactor {
             socket.close(&self.poller);
         }
         self.shared.routers.lock().hang_up(&self.poller);
-        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        self.listener.close();
     }
 
     /// Timers, then outputs until there are none; returns whether there were any.

@@ -23,24 +23,18 @@ const MAX_EARLY: usize = 64;
 
 impl Reactor {
     pub(super) fn accept(&mut self) {
-        loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => {
-                    if stream.set_nonblocking(true).is_err() {
-                        continue;
-                    }
-                    if self.visitors.len() >= MAX_VISITORS {
-                        // The one that has been silent longest: who means it speaks at once.
-                        let oldest = self.visitors.iter().min_by_key(|(_, v)| v.since).map(|(k, _)| *k);
-                        oldest.and_then(|k| self.forget_visitor(k));
-                    }
-                    let key = self.key(Who::Visitor);
-                    if self.poller.add(&stream, key, Interest { read: true, write: false }).is_ok() {
-                        self.visitors.insert(key, Visitor::new(stream, Instant::now()));
-                    }
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => return,
+        while let Some(stream) = self.listener.accept(Instant::now(), &self.poller) {
+            if stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            if self.visitors.len() >= MAX_VISITORS {
+                // The one that has been silent longest: who means it speaks at once.
+                let oldest = self.visitors.iter().min_by_key(|(_, v)| v.since).map(|(k, _)| *k);
+                oldest.and_then(|k| self.forget_visitor(k));
+            }
+            let key = self.key(Who::Visitor);
+            if self.poller.add(&stream, key, Interest { read: true, write: false }).is_ok() {
+                self.visitors.insert(key, Visitor::new(stream, Instant::now()));
             }
         }
     }
