@@ -42,7 +42,7 @@ def half(agent: kvlink.Agent, **settings: Any) -> SchedulerHalf:
     state = MambaSpec(block_size=16, shapes=((4, 3),), dtypes=(torch.float32,), num_speculative_blocks=1)
     groups = [KVCacheGroupSpec(["l.0.a"], attention), KVCacheGroupSpec(["l.1.m"], state)]
     config = SimpleNamespace(
-        kv_transfer_config=SimpleNamespace(engine_id="e"), parallel_config=SimpleNamespace(tensor_parallel_size=1)
+        parallel_config=SimpleNamespace(tensor_parallel_size=1)
     )
     made = SchedulerHalf(config, KVCacheConfig(8, [], groups), Settings(**settings))  # type: ignore[arg-type]
     made.origin = Origin(agent.ticket, agent.address)

@@ -45,13 +45,10 @@ class SchedulerHalf:
     """Follows requests, and tells the workers what to do in every step."""
 
     def __init__(self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, settings: Settings) -> None:
-        transfer = vllm_config.kv_transfer_config
-        assert transfer is not None
         self._config = kv_cache_config
         self._settings = settings
         self._tp_size = vllm_config.parallel_config.tensor_parallel_size
         self._states = state_groups(kv_cache_config)
-        self._engine_id = transfer.engine_id
         #: Set by vLLM when the workers are ready.
         self.origin: Origin | None = None
         self.manager: KVCacheManager | None = None
@@ -232,7 +229,7 @@ class SchedulerHalf:
         address = str(kvlink.ZmqAddress(host, port, port))
         transfer_id = str(params.get("transfer_id") or offer.name)
         answer: dict[str, Any] = json.loads(kvlink.router_answer(transfer_id, address, ticket, tp_size=self._tp_size))
-        answer.update(remote_engine_id=self._engine_id, remote_request_id=offer.request_id, remote_port=port)
+        answer.update(remote_request_id=offer.request_id, remote_port=port)
         return answer
 
 
