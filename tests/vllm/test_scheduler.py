@@ -41,9 +41,7 @@ def half(agent: kvlink.Agent, **settings: Any) -> SchedulerHalf:
     attention = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=4, dtype=torch.float32)
     state = MambaSpec(block_size=16, shapes=((4, 3),), dtypes=(torch.float32,), num_speculative_blocks=1)
     groups = [KVCacheGroupSpec(["l.0.a"], attention), KVCacheGroupSpec(["l.1.m"], state)]
-    config = SimpleNamespace(
-        parallel_config=SimpleNamespace(tensor_parallel_size=1)
-    )
+    config = SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=1))
     made = SchedulerHalf(config, KVCacheConfig(8, [], groups), Settings(**settings))  # type: ignore[arg-type]
     made.origin = Origin(agent.ticket, agent.address)
     made.manager = SimpleNamespace(get_block_ids=lambda request_id: ([0, 4, 2], [0, 5, 6]))  # type: ignore[assignment]
