@@ -9,7 +9,7 @@ use super::options::{Backend, MoriOptions, PollMode};
 use super::request::{Ends, Request};
 use super::sys::{Config, Engine, Library, Session};
 use crate::error::{Error, Result, Status};
-use crate::transport::vendor::{Agents, Peer, Piece, Range, State, Unread};
+use crate::transport::vendor::{Agents, Peer, Piece, Range, State, Unread, unique_name};
 use crate::wire::BOARD_REGION;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -164,10 +164,7 @@ impl Agents for Engines {
 
     fn new(options: MoriOptions) -> Result<Engines> {
         let library = library::load(&options)?;
-        let mut random = [0u8; 8];
-        rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())
-            .map_err(|e| Error::new(Status::System, format!("getrandom: {e}")))?;
-        let name = format!("kvlink-{:016x}", u64::from_ne_bytes(random));
+        let name = unique_name()?;
         let refused = |e: String| unavailable(format!("mori: {e}"));
         let server = Engine::new(library, &name, &config(&options, options.port)).map_err(refused)?;
         let engine = server.desc().map_err(refused)?;

@@ -5,8 +5,8 @@
 //! named by offsets in memory that was registered with the engine, which the transport keeps mapped until the engine is gone.
 #![allow(unsafe_code)]
 
+use crate::transport::vendor::sys::{self, Handle, symbol, text};
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 /// `KVLINK_MORI_ABI`.
@@ -14,8 +14,6 @@ const ABI: u32 = 1;
 /// `KVLINK_MORI_OK` and `KVLINK_MORI_RUNNING`.
 const OK: c_int = 0;
 const RUNNING: c_int = 1;
-
-type Handle = *mut c_void;
 
 /// `kvlink_mori_config_t`.
 #[repr(C)]
@@ -65,23 +63,9 @@ table! {
     transfer_release(Handle);
 }
 
-fn symbol(library: Handle, name: &'static str) -> Result<Handle, &'static str> {
-    // SAFETY: a handle of `dlopen`, a name that ends with a zero.
-    let at = unsafe { libc::dlsym(library, name.as_ptr().cast()) };
-    if at.is_null() { Err(name.trim_end_matches('\0')) } else { Ok(at) }
-}
-
 /// The file that this code was loaded from.
 pub(super) fn own_file() -> Option<std::path::PathBuf> {
-    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
-    // SAFETY: an address of code, which is compared only; when one was found, the name is null or a C string of the object.
-    unsafe {
-        if libc::dladdr(symbol as *const c_void, info.as_mut_ptr()) == 0 {
-            return None;
-        }
-        let name = info.assume_init().dli_fname;
-        (!name.is_null()).then(|| OsStr::from_bytes(CStr::from_ptr(name).to_bytes()).into())
-    }
+    sys::file_of(own_file as *const c_void)
 }
 
 /// The functions of `libkvlink_mori.so`. Never unloaded: MoRI leaves what it has loaded in use.
@@ -94,13 +78,7 @@ pub(super) struct Library {
 impl Library {
     /// Loads a file; says why not.
     pub fn load(file: &OsStr) -> Result<Library, String> {
-        let name = CString::new(file.as_bytes()).map_err(|_| "its name contains a zero byte".to_string())?;
-        // SAFETY: a C string. Initialisers of the object run: that is what loading means.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        if handle.is_null() {
-            // SAFETY: after a failure it is null or a string that is valid until the next call on this thread.
-            return Err(unsafe { text(libc::dlerror()) });
-        }
+        let handle = sys::open(file)?;
         let table = Table::resolve(handle).map_err(|name| format!("it lacks {name}"))?;
         // SAFETY: both only return constants.
         let (abi, version) = unsafe { ((table.abi)(), text((table.version)())) };
@@ -124,17 +102,6 @@ impl Library {
 
     fn check(&self, status: c_int) -> Result<(), String> {
         if status == OK { Ok(()) } else { Err(self.error()) }
-    }
-}
-
-/// # Safety
-/// Null or a C string.
-unsafe fn text(at: *const c_char) -> String {
-    // SAFETY: not null here.
-    if at.is_null() {
-        "no reason was given".into()
-    } else {
-        unsafe { CStr::from_ptr(at) }.to_string_lossy().into_owned()
     }
 }
 

@@ -11,6 +11,7 @@ use super::reasons;
 use super::sys::{Agent, Failure, Library, Range, Request};
 use crate::error::{Error, Result, Status};
 use crate::memory::SharedMemory;
+use crate::transport::vendor::unique_name;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 
@@ -52,10 +53,7 @@ fn backend(e: Failure) -> Error {
 impl Agents {
     pub fn new(options: NixlOptions) -> Result<Agents> {
         let library = library::load(options.library.as_deref())?;
-        let mut random = [0u8; 8];
-        rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())
-            .map_err(|e| Error::new(Status::System, format!("getrandom: {e}")))?;
-        let name = format!("kvlink-{:016x}", u64::from_ne_bytes(random));
+        let name = unique_name()?;
         let server = Some(start(library, &options, &name)?);
         let regions = HashMap::new();
         let (free, retired) = (Vec::new(), Vec::new());

@@ -7,9 +7,9 @@
 #![allow(unsafe_code)]
 
 use super::abi::{Config, DRAM, Handle, IN_PROGRESS, INVALID, OK, READ};
+use crate::transport::vendor::sys::{file_of, open, symbol};
 pub(super) use crate::transport::vendor::{Piece, Range};
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 macro_rules! table {
@@ -26,7 +26,11 @@ macro_rules! table {
             /// All of them, or the names of those that are missing.
             fn resolve(library: Handle) -> Result<Table, Vec<&'static str>> {
                 let mut missing = Vec::new();
-                $(let $name = symbol(library, concat!("nixl_capi_", stringify!($name), "\0"), &mut missing);)*
+                let mut find = |name| symbol(library, name).unwrap_or_else(|lacking| {
+                    missing.push(lacking);
+                    std::ptr::null_mut()
+                });
+                $(let $name = find(concat!("nixl_capi_", stringify!($name), "\0"));)*
                 if !missing.is_empty() {
                     return Err(missing);
                 }
@@ -70,31 +74,6 @@ table! {
     destroy_xfer_req(Handle) -> c_int;
 }
 
-fn symbol(library: Handle, name: &'static str, missing: &mut Vec<&'static str>) -> Handle {
-    // SAFETY: a handle of `dlopen`, a name that ends with a zero.
-    let at = unsafe { libc::dlsym(library, name.as_ptr().cast()) };
-    if at.is_null() {
-        missing.push(name.trim_end_matches('\0'));
-    }
-    at
-}
-
-/// Loads a shared object; says why not.
-fn open(name: &OsStr) -> Result<Handle, String> {
-    let name = CString::new(name.as_bytes()).map_err(|_| "its name contains a zero byte".to_string())?;
-    // SAFETY: a C string. Initialisers of the object run: that is what loading means.
-    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-    if !handle.is_null() {
-        return Ok(handle);
-    }
-    // SAFETY: after a failure it is null or a string that is valid until the next call on this thread.
-    let text = unsafe {
-        let text = libc::dlerror();
-        if text.is_null() { None } else { Some(CStr::from_ptr(text).to_string_lossy().into_owned()) }
-    };
-    Err(text.unwrap_or_else(|| "dlopen failed without a reason".into()))
-}
-
 /// Loads a library for good; an error says why it cannot be.
 pub(super) fn preload(name: &OsStr) -> Result<(), String> {
     open(name).map(|_| ())
@@ -115,19 +94,6 @@ pub(super) fn global(name: &CStr) -> Option<PathBuf> {
         if program.is_null() { program } else { libc::dlsym(program, name.as_ptr()) }
     };
     file_of(at)
-}
-
-/// The file that an address was loaded from.
-fn file_of(at: Handle) -> Option<PathBuf> {
-    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
-    // SAFETY: any address may be asked for; when one was found, the name is null or a string that lives with the object.
-    unsafe {
-        if at.is_null() || libc::dladdr(at, info.as_mut_ptr()) == 0 {
-            return None;
-        }
-        let name = info.assume_init().dli_fname;
-        (!name.is_null()).then(|| PathBuf::from(OsStr::from_bytes(CStr::from_ptr(name).to_bytes())))
-    }
 }
 
 /// NIXL's C functions. Never unloaded: threads of its backends may outlive every agent.

@@ -1,7 +1,7 @@
 //! What a vendor's library has to offer.
 
 use super::{Piece, Range};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
@@ -131,4 +131,12 @@ pub trait Agents: Sized + Send + 'static {
     fn renew(&mut self) -> Result<()>;
     /// Ends the server: afterwards this process serves no peer any more, and nothing is registered.
     fn end_server(&mut self) -> Result<()>;
+}
+
+/// A name for a server: random, so that no other process, and no other agent of this one, has it.
+pub(in crate::transport) fn unique_name() -> Result<String> {
+    let mut random = [0u8; 8];
+    rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::new(Status::System, format!("getrandom: {e}")))?;
+    Ok(format!("kvlink-{:016x}", u64::from_ne_bytes(random)))
 }

@@ -12,9 +12,10 @@ mod agents;
 pub(super) mod batch;
 mod desk;
 mod metadata;
-mod sys;
+pub(super) mod sys;
 mod worker;
 
+pub(super) use agents::unique_name;
 pub use agents::{Agents, Landing, Peer, State, Unread, VendorOptions};
 pub use sys::{Piece, Range};
 

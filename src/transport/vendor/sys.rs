@@ -1,5 +1,54 @@
-//! Memory that a vendor's library is told of: what is read from where, and copies out of staging memory.
+//! A vendor's library: loading it, and the memory that it is told of, with copies out of staging memory.
 #![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, OsStr, c_char, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+/// A shared object, or an address in one.
+pub type Handle = *mut c_void;
+
+/// Loads a shared object for good; says why not.
+pub fn open(name: &OsStr) -> Result<Handle, String> {
+    let name = CString::new(name.as_bytes()).map_err(|_| "its name contains a zero byte".to_string())?;
+    // SAFETY: a C string. Initialisers of the object run: that is what loading means.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+    if handle.is_null() {
+        // SAFETY: after a failure it is null or a string that is valid until the next call on this thread.
+        return Err(unsafe { text(libc::dlerror()) });
+    }
+    Ok(handle)
+}
+
+/// A function of an object that [`open`] has loaded; `name` ends with a zero. The error is the name without it.
+pub fn symbol(library: Handle, name: &'static str) -> Result<Handle, &'static str> {
+    // SAFETY: a handle of `dlopen`, a name that ends with a zero.
+    let at = unsafe { libc::dlsym(library, name.as_ptr().cast()) };
+    if at.is_null() { Err(name.trim_end_matches('\0')) } else { Ok(at) }
+}
+
+/// The file that an address was loaded from.
+pub fn file_of(at: *const c_void) -> Option<PathBuf> {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::uninit();
+    // SAFETY: any address may be asked for; when one was found, the name is null or a string that lives with the object.
+    unsafe {
+        if at.is_null() || libc::dladdr(at, info.as_mut_ptr()) == 0 {
+            return None;
+        }
+        let name = info.assume_init().dli_fname;
+        (!name.is_null()).then(|| PathBuf::from(OsStr::from_bytes(CStr::from_ptr(name).to_bytes())))
+    }
+}
+
+/// # Safety
+/// Null or a C string.
+pub unsafe fn text(at: *const c_char) -> String {
+    if at.is_null() {
+        return "no reason was given".into();
+    }
+    // SAFETY: not null, so a C string.
+    unsafe { CStr::from_ptr(at) }.to_string_lossy().into_owned()
+}
 
 /// One descriptor of a read: bytes of ours, bytes of the peer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
