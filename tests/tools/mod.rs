@@ -22,6 +22,24 @@ pub fn succeed(command: &mut Command) -> String {
     stdout.into_owned()
 }
 
+pub fn signal(process: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(process as i32).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// Stops a process; returns when all its threads stand still, not only the first.
+pub fn stop(process: u32) {
+    signal(process, rustix::process::Signal::STOP);
+    let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ").next().unwrap_or("").starts_with('T')
+    };
+    let tasks = format!("/proc/{process}/task");
+    while !std::fs::read_dir(&tasks).unwrap().map(stopped).fold(true, |all, one| all & one) {
+        std::thread::yield_now();
+    }
+}
+
 /// Whether a program is there.
 pub fn have(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();

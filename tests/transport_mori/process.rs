@@ -1,6 +1,7 @@
 //! Tests in a process of their own, and the other process of tests that need one.
 
 use crate::node::{Node, options};
+use crate::tools;
 use kvlink::transport::Transport;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, Command, Stdio};
@@ -57,20 +58,11 @@ impl Source {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(self.process.id() as i32).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        tools::signal(self.process.id(), signal);
     }
 
     pub fn stop(&self) {
-        self.signal(rustix::process::Signal::STOP);
-        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
-            stat.rsplit(") ").next().unwrap_or("").starts_with('T')
-        };
-        let tasks = format!("/proc/{}/task", self.process.id());
-        while !std::fs::read_dir(&tasks).unwrap().map(stopped).fold(true, |all, one| all & one) {
-            std::thread::yield_now();
-        }
+        tools::stop(self.process.id());
     }
 
     pub fn kill(&mut self) {

@@ -3,6 +3,7 @@
 use crate::nixl::lock_nothing;
 use crate::node::{AUTO, Node, PATIENCE, options};
 use crate::refused::{layout, start};
+use crate::tools;
 use kvlink::agent::{Agent, AgentConfig, Require};
 use kvlink::error::Status;
 use kvlink::transport::Transport;
@@ -64,20 +65,11 @@ impl Source {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(self.process.id() as i32).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        tools::signal(self.process.id(), signal);
     }
 
     pub fn stop(&self) {
-        self.signal(rustix::process::Signal::STOP);
-        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
-            stat.rsplit(") ").next().unwrap_or("").starts_with('T')
-        };
-        let tasks = format!("/proc/{}/task", self.process.id());
-        while !std::fs::read_dir(&tasks).unwrap().map(stopped).fold(true, |all, one| all & one) {
-            std::thread::yield_now();
-        }
+        tools::stop(self.process.id());
     }
 }
 
