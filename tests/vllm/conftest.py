@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,18 @@ def logs(request: pytest.FixtureRequest) -> Path:
     for old in where.glob("*.log"):
         old.unlink()
     return where
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed shows what its servers said: their errors and warnings, and the end."""
+    report = yield
+    if report.failed and "logs" in getattr(item, "funcargs", {}):
+        for log in sorted(item.funcargs["logs"].glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()
+            alarms = [line for line in lines[:-30] if re.search(r"ERROR|WARNING", line)]
+            report.sections.append((log.name, "\n".join([*alarms[-40:], "...", *lines[-30:]])))
+    return report
 
 
 @pytest.fixture(scope="session")
