@@ -40,7 +40,7 @@ test: prefix
 	@sh scripts/nixl.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/mori.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/vllm-router.sh >/dev/null || [ -z "$$CI" ]
-	@sh scripts/vllm-moriio.sh >/dev/null || [ -z "$$CI" ]
+	@sh scripts/vllm-source.sh >/dev/null || [ -z "$$CI" ]
 	@sh scripts/test.sh
 
 # The Python package: wheel, tests, types, lint, examples.

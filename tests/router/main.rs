@@ -390,7 +390,7 @@ fn demo(mode: &str) {
 
 /// Requests through vLLM's own example proxy.
 fn toy(mode: &str) {
-    let Some(vllm) = cached("vllm-moriio-0.33.0", "vllm-moriio.sh") else { return };
+    let Some(vllm) = cached("vllm-source-0.33.0", "vllm-source.sh") else { return };
     let arguments = |native: &Path| vec![vllm.clone(), native.into(), mode.into()];
     with_instances("tests/router/toy.py", &format!("toy-{mode}"), arguments);
 }

@@ -1,4 +1,4 @@
-"""Requests through vLLM's own example proxy. Arguments: the environment of scripts/vllm-moriio.sh, the instance in C++, the mode.
+"""Requests through vLLM's own example proxy. Arguments: the environment of scripts/vllm-source.sh, the instance in C++, the mode.
 
 The proxy wants dp_size and tp_size, forgets nobody, and hands three fields of a prefill instance's answer on.
 """

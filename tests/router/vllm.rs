@@ -23,7 +23,7 @@ struct Vllm {
 
 impl Vllm {
     fn start(role: &str) -> Option<Vllm> {
-        let place = cached("vllm-moriio-0.33.0", "vllm-moriio.sh")?;
+        let place = cached("vllm-source-0.33.0", "vllm-source.sh")?;
         let (handshake, notify) = (free_port(), free_port());
         let mut command = Command::new(place.join("bin/python"));
         command.arg(tools::root().join("tests/router/vllm_worker.py")).arg(place.join("src")).arg(role);
