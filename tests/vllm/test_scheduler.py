@@ -91,6 +91,29 @@ def test_the_last_chunk_is_offered_and_the_answer_has_its_ticket(agent: kvlink.A
     assert step(scheduler).withdrawn == []
 
 
+def test_what_is_not_offered_is_answered_too(agent: kvlink.Agent) -> None:
+    """MoRIIOConnector's toy proxy looks into every answer."""
+    scheduler, r = half(agent), request({**PREFILL, "transfer_id": "t"}, tokens=1)
+    scheduler.on_new_request(r)
+    assert step(scheduler, r=1).offers == []
+    r.status = RequestStatus.FINISHED_LENGTH_CAPPED
+    kept, answer = scheduler.request_finished(r)
+    assert not kept
+    assert answer == {
+        "do_remote_prefill": False,
+        "do_remote_decode": False,
+        "remote_engine_id": None,
+        "remote_block_ids": None,
+        "transfer_id": "t",
+    }
+    # What that proxy makes of it, for the decode server.
+    asked = request({**answer, "do_remote_prefill": True}, tokens=1)
+    other = half(agent)
+    other.on_new_request(asked)
+    assert other.get_num_new_matched_tokens(asked, 0) == (0, False)
+    other.request_finished(asked)
+
+
 def test_a_preempted_request_is_offered_again_under_another_name(agent: kvlink.Agent) -> None:
     scheduler, r = half(agent), request(dict(PREFILL))
     scheduler.on_new_request(r)

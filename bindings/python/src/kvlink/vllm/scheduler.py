@@ -94,11 +94,11 @@ class SchedulerHalf:
         except kvlink.Error as e:
             logger.warning("request %s: kv_transfer_params are of no use: %s", request.request_id, e)
             return
-        if not source.ticket and self._settings.mode == "read":
-            logger.warning("request %s came without a ticket: its prompt is computed here", request.request_id)
-        elif request.num_prompt_tokens == 1:
+        if request.num_prompt_tokens == 1:
             # Nothing to load; vLLM also tells by such a request that it rejected one.
             self._release(source)
+        elif not source.ticket and self._settings.mode == "read":
+            logger.warning("request %s came without a ticket: its prompt is computed here", request.request_id)
         elif tokens != request.num_prompt_tokens - 1:
             text = "request %s: %d tokens were prefilled for a prompt of %d: it is computed here"
             logger.warning(text, request.request_id, tokens, request.num_prompt_tokens)
@@ -206,9 +206,10 @@ class SchedulerHalf:
         if request_id in self._loading:
             self._next.cancelled.append(request_id)
         prefill = self._prefills.pop(request_id, None)
-        if prefill is None:
-            return False, None
         complete = request.status in (RequestStatus.FINISHED_LENGTH_CAPPED, RequestStatus.FINISHED_STOPPED)
+        if prefill is None:
+            asked = params is not None and params.get("do_remote_decode") and complete
+            return False, _nothing(params) if asked else None
         if prefill.sent is not None:
             if not complete or prefill.sent != request.num_prompt_tokens:
                 self._next.cancelled.append(request_id)
@@ -231,6 +232,12 @@ class SchedulerHalf:
         answer: dict[str, Any] = json.loads(kvlink.router_answer(transfer_id, address, ticket, tp_size=self._tp_size))
         answer.update(remote_request_id=offer.request_id, remote_port=port)
         return answer
+
+
+def _nothing(params: dict[str, Any]) -> dict[str, Any]:
+    """The answer where nothing is offered, and the decode instance computes: some proxies look into every answer."""
+    fields: dict[str, Any] = {"remote_engine_id": None, "remote_block_ids": None}
+    return {"do_remote_prefill": False, "do_remote_decode": False, "transfer_id": params.get("transfer_id"), **fields}
 
 
 def _decode_address(request: Request) -> str:
