@@ -200,8 +200,9 @@ def ask(
     *,
     request_id: str | None = None,
     timeout: float = ANSWER_SECONDS,
+    stream: bool = False,
 ) -> Answer:
-    """The greedy continuation of a prompt, from a server or from a router in front of some."""
+    """The greedy continuation of a prompt, from a server or from a router in front of some, whole or streamed."""
     body: dict[str, Any] = {
         "model": "tiny",
         "prompt": list(prompt),
@@ -210,6 +211,7 @@ def ask(
         "logprobs": 1,
         "ignore_eos": True,
         "return_token_ids": True,
+        "stream": stream,
     }
     if params is not None:
         body["kv_transfer_params"] = params
@@ -219,13 +221,26 @@ def ask(
     request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            answer = json.load(response)
+            parts = _events(response.read().decode()) if stream else [json.load(response)]
     except urllib.error.HTTPError as e:
         raise Refused(f"{url}: {e.code} {e.read().decode(errors='replace')}") from e
-    choice = answer["choices"][0]
-    if choice["finish_reason"] == "error":
-        raise Refused(f"{url}: the request ended with an error")
-    return Answer(choice["token_ids"], choice["logprobs"]["token_logprobs"], answer.get("kv_transfer_params"))
+    answer = Answer([], [], None)
+    for part in parts:
+        if "error" in part or part["choices"][0]["finish_reason"] == "error":
+            raise Refused(f"{url}: the request ended with an error: {part}")
+        choice = part["choices"][0]
+        answer.tokens += choice["token_ids"]
+        answer.logprobs += choice["logprobs"]["token_logprobs"]
+        answer.params = part.get("kv_transfer_params")
+    return answer
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    """The parts of a streamed answer, which has one or more, and an end."""
+    *parts, end = [line.removeprefix("data: ") for line in text.splitlines() if line]
+    assert parts, f"not a stream: {text}"
+    assert end == "[DONE]", f"not a whole stream: {text}"
+    return [json.loads(part) for part in parts]
 
 
 PREFILL = {"do_remote_decode": True, "do_remote_prefill": False}
