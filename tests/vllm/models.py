@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import kimi_linear
+
 VOCABULARY = 256
 _written: set[str] = set()
 
@@ -20,6 +22,8 @@ class Model:
     dtype: str = "float32"
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    #: Where its plugins of vLLM are.
+    plugins: Path | None = None
 
 
 def path_of(name: str) -> Path:
@@ -158,6 +162,10 @@ def _qwen3_next(where: Path) -> None:
     )
 
 
+def _kimi_linear(where: Path) -> None:
+    kimi_linear.write(where, VOCABULARY)
+
+
 HYBRID = {"VLLM_SSM_CONV_STATE_LAYOUT": "DS"}
 MODELS = {
     "llama": Model(_llama),
@@ -167,4 +175,10 @@ MODELS = {
     ),
     "granite": Model(_granite, environment=HYBRID),
     "qwen3_next": Model(_qwen3_next, dtype="bfloat16", environment=HYBRID),
+    "kimi_linear": Model(
+        _kimi_linear,
+        arguments=("--attention-backend", "CPU_MLA"),
+        environment=HYBRID,
+        plugins=Path(__file__).parent / "plugins",
+    ),
 }

@@ -107,13 +107,20 @@ class Server:
             *what.arguments,
             *arguments,
         ]
+        python_path = ENVIRONMENT["PYTHONPATH"] + (f":{what.plugins}" if what.plugins else "")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **ENVIRONMENT, **what.environment, **(environment or {})},
+                env={
+                    **os.environ,
+                    **ENVIRONMENT,
+                    "PYTHONPATH": python_path,
+                    **what.environment,
+                    **(environment or {}),
+                },
                 # A group of its own: the server's processes end together.
                 start_new_session=True,
             )

@@ -62,6 +62,9 @@ CASES = [
     Case("granite", mode="write"),
     Case("granite", tp=(2, 1), mode="write"),
     Case("llama", tp=(1, 2), mode="write"),
+    Case("kimi_linear"),
+    Case("kimi_linear", tp=(2, 1)),
+    Case("kimi_linear", mode="write"),
 ]
 
 
