@@ -6,6 +6,7 @@ use kvlink::layout::form::{Place, Record};
 use kvlink::layout::{DType, Element, Group, GroupKind, Layout, LayoutDesc, Reach, Region};
 use kvlink::proto::{EventKind, Id, Offer, ReadArgs};
 use kvlink::wire::Blocks;
+use rustix::event::{PollFd, PollFlags, poll};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,8 @@ pub fn read_polling(agent: &Agent, peer: Id, ticket: &[u8], ids: &[u32], layers:
 
 pub fn wait(agent: &Agent, kind: EventKind) {
     loop {
-        let e = agent.events().poll(1, Some(Duration::from_secs(60))).pop().expect("an event");
+        poll(&mut [PollFd::new(&agent.events().fd(), PollFlags::IN)], None).unwrap();
+        let e = agent.poll(1, Some(Duration::ZERO)).pop().expect("an event");
         assert_eq!(e.status, Status::Ok, "{kind:?}: {}", e.text);
         if e.kind == kind {
             return;

@@ -47,8 +47,9 @@ pub fn print(world: &World) {
                 .unwrap();
                 let (mut ready, mut done) = (Vec::new(), Vec::new());
                 while done.is_empty() {
-                    poller.wait(Some(Duration::from_secs(10)), &mut ready).unwrap();
-                    nixl.progress(&ready, 0, &mut done);
+                    let more = nixl.progress(&ready, 0, &mut done);
+                    let longest = if more || !done.is_empty() { 0 } else { 10 };
+                    poller.wait(Some(Duration::from_secs(longest)), &mut ready).unwrap();
                 }
                 done.remove(0).result.unwrap();
             });

@@ -70,17 +70,19 @@ pub fn print(world: &mut World) {
             let to_ids = ids(size, BLOCKS, 2);
             for (layers, (source, seed)) in DEPTHS.into_iter().flat_map(|d| SOURCES.map(|s| (d, s))) {
                 let (from, to) = (indices(size, layers, &ids(size, BLOCKS, seed)), indices(size, layers, &to_ids));
-                let mut series: [Series; 3] = Default::default();
-                for round in 0..WARM + (120 / layers as usize).clamp(12, 60) {
-                    // Who comes later finds the data in the caches: they take turns. The first rounds warm up.
-                    for turn in (0..3).map(|i| (i + round) % 3) {
+                let mut series: [Series; 4] = Default::default();
+                let rounds = WARM + (120 / layers as usize).clamp(12, 60);
+                // An engine polls or sleeps. Beside each NIXL alone; who comes later finds the data in the caches, so they
+                // take turns. The first rounds warm up.
+                for (round, sleeps) in (0..rounds).map(|r| (r, 0)).chain((0..rounds).map(|r| (r, 2))) {
+                    for turn in [sleeps + round % 2, sleeps + (round + 1) % 2] {
                         let offer = format!("offer {i} {BLOCKS} r{layers}-{round}-{turn}-{seed} {seed}");
                         let ticket = unhex(&world.remote.ask(&offer));
                         let before = world.remote.cpu();
                         let begin = Instant::now();
                         let posted = match turn {
                             0 => read_polling(agent, peer, &ticket, &to_ids, layers),
-                            1 => bare.read(local, &to, far, &from),
+                            1 | 3 => bare.read(local, &to, far, &from),
                             _ => read(agent, peer, &ticket, &to_ids, layers),
                         };
                         let time = begin.elapsed();
@@ -91,9 +93,9 @@ pub fn print(world: &mut World) {
                     }
                 }
                 let bytes = to.len() * size as usize;
-                let [ours, theirs, asleep] = series.each_mut().map(|s| percentile(&mut s.times, 0.5));
-                let (ratio, waiting) = (theirs / ours, theirs / asleep);
-                let [ours, theirs, _] = series.each_mut().map(|s| s.columns(bytes));
+                let [ours, theirs, asleep, beside] = series.each_mut().map(|s| percentile(&mut s.times, 0.5));
+                let (ratio, waiting) = (theirs / ours, beside / asleep);
+                let [ours, theirs, ..] = series.each_mut().map(|s| s.columns(bytes));
                 println!("{way:<8}{size:>6}{layers:>7}{source:>9}{ours}  |{theirs}{ratio:>7.2}{waiting:>7.2}");
             }
         }

@@ -1,11 +1,13 @@
 //! Who drives the reactor: a thread of its own, and an engine's thread that polls without waiting.
 //!
-//! Waking a sleeping thread takes tens of microseconds on a virtual machine; an engine that polls in a loop is awake anyway,
-//! and carries its small transfers through by itself.
+//! Waking a sleeping thread takes tens of microseconds on a virtual machine, and once awake it takes cycles from its core's
+//! other thread; an engine that polls in a loop is awake anyway, and carries its transfers through by itself. So the thread
+//! leaves the turns to it, and only comes when they stop.
 
 use super::Shared;
 use super::calls::PoisonOnUnwind;
 use super::reactor::{Haste, Reactor, SLICE};
+use super::waker::LATER;
 use crate::error::{Error, Result, Status};
 use crate::proto::{Event, EventKind};
 use crate::transport::{Poller, Ready};
@@ -16,10 +18,6 @@ use std::time::{Duration, Instant};
 
 /// How long the thread keeps looking after a call before it sleeps: the next call of a busy engine is met awake.
 const LINGER: Duration = Duration::from_micros(50);
-/// How long the thread leaves the work to an engine that polls before it looks again.
-const NAP: Duration = Duration::from_millis(1);
-/// Looks for events between two looks of the thread that tell an engine that polls in a loop.
-const SPINNING: u32 = 16;
 /// Bytes that an engine's thread moves in one poll at most.
 const POLL_SLICE: u64 = 128 << 10;
 
@@ -63,34 +61,34 @@ impl Driver<'_> {
             if self.shared.poisoned.load(Ordering::Acquire) {
                 return Err(Error::new(Status::Internal, "a call panicked"));
             }
+            // To wait for the lock would make the engine pay for waking us.
+            let waker = &self.shared.waker;
+            let free = if waker.engine_is_at_it() { None } else { self.reactor.try_lock() };
+            let Some(mut reactor) = free else {
+                // It serves what is ready, or leaves it so.
+                ready.clear();
+                std::thread::sleep(LATER);
+                continue;
+            };
             let now = Instant::now();
-            // One look follows every event of an engine that waits for the descriptor; many follow no event at all.
-            let driven = self.shared.looks.swap(0, Ordering::SeqCst) >= SPINNING;
-            if self.shared.pending.load(Ordering::SeqCst) && !driven {
+            if waker.is_pending() && !waker.polls() {
                 linger = now + LINGER;
             }
-            let mut reactor = self.reactor.lock();
             reactor.turn(&ready, SLICE, Haste::No)?;
             let (more, due) = (reactor.has_more(), reactor.due());
             drop(reactor);
-            let timeout = match () {
-                _ if more || now < linger => Some(Duration::ZERO),
-                // The engine looks itself: nobody has to wake us, what it leaves can wait that long.
-                _ if driven => Some(NAP),
-                _ => self.sleep(now, due),
-            };
+            let timeout = if more || now < linger { Some(Duration::ZERO) } else { self.sleep(now, due) };
             self.poller.wait(timeout, &mut ready)?;
-            self.shared.asleep.store(false, Ordering::SeqCst);
-            self.shared.drain_wake();
+            waker.is_awake(&ready);
         }
     }
 
     /// Announces the sleep, and says how long: not at all while something may have come since we looked.
     fn sleep(&self, now: Instant, due: Option<Instant>) -> Option<Duration> {
-        self.shared.asleep.store(true, Ordering::SeqCst);
+        self.shared.waker.falls_asleep();
         // A turn takes `pending`, whoever set it: what is no work for a turn has to be looked for here.
         let ends = self.shared.stop.load(Ordering::SeqCst) || self.shared.poisoned.load(Ordering::SeqCst);
-        if ends || self.shared.pending.load(Ordering::SeqCst) {
+        if ends || self.shared.waker.is_pending() {
             return Some(Duration::ZERO);
         }
         due.map(|at| at.saturating_duration_since(now))
@@ -102,7 +100,7 @@ impl Driver<'_> {
         if self.shared.stop.load(Ordering::Acquire) || self.shared.poisoned.load(Ordering::Acquire) {
             return;
         }
-        self.shared.looks.fetch_add(1, Ordering::SeqCst);
+        self.shared.waker.engine_takes_turn();
         let poison = PoisonOnUnwind(self.shared);
         let before = reactor.due();
         let mut ready = Vec::new();
@@ -115,7 +113,9 @@ impl Driver<'_> {
         }
         // The thread sleeps until a time that may have become too late, and does not know what is left.
         let sooner = reactor.due().is_some_and(|at| before.is_none_or(|b| at < b));
-        if reactor.has_more() || sooner {
+        let left = reactor.has_more() || sooner;
+        drop(reactor);
+        if left {
             self.shared.wake();
         }
     }

@@ -18,6 +18,7 @@ mod router;
 mod sockets;
 mod stream;
 mod transports;
+mod waker;
 
 pub use config::{AgentConfig, Require};
 pub use moriio::MoriioConfig;
@@ -33,12 +34,11 @@ use net::Inbox;
 use parking_lot::{Condvar, Mutex};
 use reactor::Reactor;
 use router::Routers;
-use rustix::event::{EventfdFlags, eventfd};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use waker::Waker;
 
 /// What callers and the reactor share.
 pub(crate) struct Shared {
@@ -51,13 +51,7 @@ pub(crate) struct Shared {
     pub poisoned: AtomicBool,
     pub stats: Stats,
     routers: Mutex<Routers>,
-    wake: OwnedFd,
-    /// A caller left something for the reactor.
-    pending: AtomicBool,
-    /// The reactor's thread is, or is about to be, asleep: a wake-up needs a system call.
-    asleep: AtomicBool,
-    /// How often engines' threads have looked for events since the reactor's thread did.
-    looks: AtomicU32,
+    waker: Waker,
 }
 
 /// Counters since the agent's start.
@@ -83,18 +77,9 @@ pub struct Statistics {
 }
 
 impl Shared {
-    /// Makes the reactor look at the endpoint and the inbox. Either it sees `pending` before it sleeps, or we see that it
-    /// sleeps: both are sequentially consistent.
+    /// Makes the reactor look at the endpoint and the inbox.
     pub fn wake(&self) {
-        self.pending.store(true, Ordering::SeqCst);
-        if self.asleep.swap(false, Ordering::SeqCst) {
-            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-        }
-    }
-
-    /// What woke the reactor's thread has been heard.
-    fn drain_wake(&self) {
-        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+        self.waker.wake();
     }
 
     fn alive(&self) -> Result<()> {
@@ -152,8 +137,6 @@ impl Agent {
             ranks: config.ranks,
             leader: config.leader.clone(),
         };
-        let system = |what: &str, e: rustix::io::Errno| Error::new(Status::System, format!("{what}: {e}"));
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| system("eventfd", e))?;
         let poller = Arc::new(Poller::new()?);
         let bytes = layout.regions().iter().map(|r| r.len).sum();
         let transports = transports::Transports::new(&config, &poller, &address, bytes)?;
@@ -166,10 +149,7 @@ impl Agent {
             poisoned: AtomicBool::new(false),
             stats: Stats::default(),
             routers: Mutex::new(Routers::new(life)),
-            wake,
-            pending: AtomicBool::new(true),
-            asleep: AtomicBool::new(false),
-            looks: AtomicU32::new(0),
+            waker: Waker::new()?,
         });
         let reactor = Reactor::new(shared.clone(), poller.clone(), listener, transports, &config)?;
         let reactor = Arc::new(Mutex::new(reactor));
@@ -207,10 +187,15 @@ impl Agent {
     /// Takes up to `max` events, oldest first; waits for the first at most `timeout` (`None`: until the agent stops). A
     /// caller that finds none lends the reactor a hand first.
     pub fn poll(&self, max: usize, timeout: Option<Duration>) -> Vec<Event> {
-        if self.shared.queue.is_empty() && self.check().is_ok() {
+        let queue = &self.shared.queue;
+        let empty = queue.is_empty();
+        if empty && self.check().is_ok() {
             Driver { shared: &self.shared, poller: &self.poller, reactor: &self.reactor }.lend_a_hand();
         }
-        self.shared.queue.poll(max, timeout)
+        let by_hand = empty && !queue.is_empty();
+        let events = queue.poll(max, timeout);
+        self.shared.waker.engine_looked(!events.is_empty(), by_hand);
+        events
     }
 
     /// The queue of events.

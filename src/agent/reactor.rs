@@ -12,7 +12,7 @@ use super::{Shared, address};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Memory, SharedMemory};
 use crate::proto::{Action, ConnId, Event, EventKind, Id, JobEnd, JobId, Output};
-use crate::transport::{self, Done, Interest, Job, LinkId, Poller, Ready};
+use crate::transport::{self, Done, Job, LinkId, Poller, Ready};
 use crate::wire::{BOARD_BYTES, BOARD_REGION, Message};
 use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
@@ -79,8 +79,7 @@ impl Reactor {
         let board = Arc::new(SharedMemory::allocate(BOARD_BYTES)?);
         transports.register(BOARD_REGION, &Memory::shared(board.clone()))?;
         let base = transports.keys();
-        let only_read = Interest { read: true, write: false };
-        poller.add(&shared.wake, base + 1, only_read)?;
+        shared.waker.watch(&poller, base + 1)?;
         let address = address::published(&listener, config)?;
         let listener = Listener::new(listener, base, &poller)?;
         Ok(Reactor {
@@ -115,7 +114,7 @@ impl Reactor {
     /// takes longer than a small transfer, and the engine waits for its event.
     pub fn turn(&mut self, ready: &[Ready], budget: u64, haste: Haste) -> Result<()> {
         self.on_ready(ready);
-        let called = self.shared.pending.swap(false, Ordering::SeqCst);
+        let called = self.shared.waker.take();
         if called {
             self.take_inbox();
         }

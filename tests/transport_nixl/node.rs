@@ -46,12 +46,12 @@ impl Node {
         let deadline = Instant::now() + within;
         let mut ready: Vec<Ready> = Vec::new();
         loop {
-            self.nixl.progress(&ready, 0, &mut self.done);
+            let more = self.nixl.progress(&ready, 0, &mut self.done);
             if let Some(at) = self.done.iter().position(|d| d.id == JobId(id)) {
                 return Some(self.done.remove(at));
             }
             let left = deadline.checked_duration_since(Instant::now())?;
-            self.poller.wait(Some(left), &mut ready).unwrap();
+            self.poller.wait(Some(if more { Duration::ZERO } else { left }), &mut ready).unwrap();
         }
     }
 

@@ -1,4 +1,5 @@
-//! Who drives the worker: its thread, and for what is done sooner than the thread would wake, the reactor.
+//! Who drives the worker: the reactor for reads that are copied while they are posted, since waking a thread takes longer than
+//! many of them, and its thread for everything else.
 
 use super::Agents;
 use super::worker::{Command, Next, Report, Worker};
@@ -7,8 +8,8 @@ use crate::transport::{Done, Job};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 
-/// Bytes that the reactor moves itself, in about 50 µs.
-const IN_HAND: u64 = 256 << 10;
+/// Bytes that the reactor moves in one go, in about 50 µs.
+const SLICE: u64 = 256 << 10;
 
 pub(super) struct Desk<A: Agents, R> {
     /// `None` before it begins and after it has ended. Whoever holds it may be inside the library for long.
@@ -52,37 +53,28 @@ impl<A: Agents, R: Report> Desk<A, R> {
         self.called.notify_one();
     }
 
-    /// Begins a job; returns what has ended at once.
-    pub fn start(&self, job: Job) -> Vec<Done> {
+    /// Begins a job.
+    pub fn start(&self, job: Job) {
         if let Some(mut held) = self.worker.try_lock()
             && let Some(worker) = held.as_mut().filter(|w| w.is_prompt(&job))
             && self.calls.lock().commands.is_empty()
         {
             worker.start(job);
-            return self.work(worker);
+            return;
         }
         self.leave(Command::Start(job));
-        Vec::new()
     }
 
-    /// Does a little of what is to be done, if nobody is at it; returns what has ended.
-    pub fn lend_a_hand(&self) -> Vec<Done> {
-        match self.worker.try_lock().as_deref_mut() {
-            Some(Some(worker)) => self.work(worker),
-            _ => Vec::new(),
-        }
-    }
-
-    fn work(&self, worker: &mut Worker<A, R>) -> Vec<Done> {
-        if worker.to_post() > IN_HAND {
-            // The thread wakes meanwhile, and goes on.
+    /// The reactor's turn, if nobody is at it: a slice of what is prompt. Returns what has ended, and whether it would go on.
+    pub fn lend_a_hand(&self) -> (Vec<Done>, bool) {
+        let mut held = self.worker.try_lock();
+        let Some(Some(worker)) = held.as_deref_mut() else { return Default::default() };
+        let waited = worker.waits();
+        let ended = worker.post_in_hand(SLICE);
+        if worker.waits() && !waited {
             self.call(|c| c.more = true);
         }
-        let ended = worker.post_in_hand(IN_HAND);
-        if !worker.is_idle() {
-            self.call(|c| c.more = true);
-        }
-        ended
+        (ended, worker.any_prompt())
     }
 
     /// The thread: until the desk is closed.

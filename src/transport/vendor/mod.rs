@@ -1,8 +1,8 @@
 //! A transport over a vendor's library that reads from peers' memory.
 //!
 //! The destination pulls; nothing writes into a peer's memory, and what else such libraries have (notifications, listeners,
-//! metadata servers) is not used. Calls into the library are made by a thread of the transport's own, but for reads that are
-//! known to be short (`worker.rs`, `desk.rs`): some of them copy, or wait, before they return.
+//! metadata servers) is not used. Calls into the library are made by a thread of the transport's own, since some of them wait
+//! before they return; but for reads that are copied while they are posted, which the reactor posts in slices (`desk.rs`).
 //!
 //! Such libraries cannot cancel. Data lands in the blocks, or in memory of the transport's own from which it is copied, so
 //! that a cancel ends a job at once, whatever still arrives. A job whose blocks are being read into is only reported as ended
@@ -54,8 +54,6 @@ pub struct Vendor<A: Agents> {
     links: HashSet<LinkId>,
     /// Jobs that were accepted and not yet reported, and when they were cancelled.
     jobs: HashMap<JobId, Option<Instant>>,
-    /// Jobs that ended as soon as they began.
-    in_hand: Vec<Done>,
     closed: Option<Error>,
 }
 
@@ -141,7 +139,6 @@ impl<A: Agents> Vendor<A> {
             blob: Vec::new(),
             links: HashSet::new(),
             jobs: HashMap::new(),
-            in_hand: Vec::new(),
             closed: None,
         };
         made.agent = started.recv().unwrap_or_else(|_| Err(stopped::<A>()))?;
@@ -283,7 +280,7 @@ impl<A: Agents> Transport for Vendor<A> {
         }
         self.alive()?;
         self.jobs.insert(id, None);
-        self.in_hand.extend(self.desk.start(job));
+        self.desk.start(job);
         Ok(())
     }
 
@@ -299,11 +296,10 @@ impl<A: Agents> Transport for Vendor<A> {
         if !ready.is_empty() {
             let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
         }
-        self.in_hand.extend(self.desk.lend_a_hand());
+        let (mut ended, more) = self.desk.lend_a_hand();
+        ended.append(&mut self.shared.ended.lock());
         // A job that was given up is not reported twice.
-        let ended = std::mem::take(&mut *self.shared.ended.lock());
-        let ended = self.in_hand.drain(..).chain(ended);
-        done.extend(ended.filter(|d| self.jobs.remove(&d.id).is_some()));
+        done.extend(ended.into_iter().filter(|d| self.jobs.remove(&d.id).is_some()));
         let gone = self.shared.gone.load(Ordering::SeqCst);
         let longest = self.longest();
         let lost = |since: &Option<Instant>| gone || since.is_some_and(|t| t.elapsed() > longest);
@@ -314,6 +310,6 @@ impl<A: Agents> Transport for Vendor<A> {
                 if gone { Error::new(Status::Quarantined, stopped::<A>().message()) } else { stuck::<A>(longest) };
             done.push(Done { id, result: Err(error), bytes: 0, held: false, spans: Vec::new() });
         }
-        false
+        more
     }
 }

@@ -1,6 +1,4 @@
-//! What calls into the library: a thread of its own, since some calls copy before they return, others take long, and none
-//! may overlap. Where reads are known to be copied while they are posted, the reactor posts some itself when nobody is at
-//! it: waking the thread takes longer than that (`desk.rs`).
+//! What calls into the library: one caller at a time, since no calls may overlap; who, `desk.rs` says.
 
 mod ending;
 mod flight;
@@ -63,7 +61,6 @@ struct Running {
     job: Job,
     /// What has not been posted yet.
     todo: VecDeque<(Cursor, Cursor)>,
-    bytes: u64,
     moved: u64,
     /// The source's board showed the job's mark after its last byte.
     held: bool,
@@ -153,10 +150,19 @@ impl<A: Agents, R: Report> Worker<A, R> {
         self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none() && self.closing.is_none()
     }
 
-    /// Bytes of jobs that wait for their turn.
-    pub fn to_post(&self) -> u64 {
-        let left = |r: &Running| r.bytes.saturating_sub(r.moved);
-        self.turns.iter().filter_map(|id| self.jobs.get(id)).fold(0, |sum, r| sum.saturating_add(left(r)))
+    /// There is work for the thread.
+    pub fn waits(&self) -> bool {
+        let only_prompt = self.turns.iter().all(|id| self.is_prompt_id(id));
+        !only_prompt || !self.flights.is_empty() || self.replacing.is_some() || self.closing.is_some()
+    }
+
+    /// There is work for the reactor.
+    pub fn any_prompt(&self) -> bool {
+        self.turns.iter().any(|id| self.is_prompt_id(id))
+    }
+
+    fn is_prompt_id(&self, id: &JobId) -> bool {
+        self.jobs.get(id).is_some_and(|r| self.is_prompt(&r.job))
     }
 
     /// Whether a job's reads will be copied straight into the blocks while they are posted.
@@ -168,8 +174,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
     /// The reactor's turn: one read, of so many bytes at most, of a job that [`is_prompt`](Worker::is_prompt). Returns what
     /// has ended.
     pub fn post_in_hand(&mut self, most: u64) -> Vec<Done> {
-        let prompt = |id: &JobId| self.jobs.get(id).is_some_and(|r| self.is_prompt(&r.job));
-        let Some(at) = self.turns.iter().position(prompt) else { return Vec::new() };
+        let Some(at) = self.turns.iter().position(|id| self.is_prompt_id(id)) else { return Vec::new() };
         self.in_hand = Some(Vec::new());
         if let Some(id) = self.turns.remove(at) {
             self.post_next(id, most);
@@ -240,8 +245,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
         let to = Cursor { span: job.spans.len(), within: 0 };
         let checked = self.check(&job);
         let todo = VecDeque::from([(Cursor::default(), to)]);
-        let bytes = job.spans.iter().fold(0, |sum: u64, s| sum.saturating_add(s.len));
-        self.jobs.insert(id, Running { job, todo, bytes, moved: 0, held: false, failure: None });
+        self.jobs.insert(id, Running { job, todo, moved: 0, held: false, failure: None });
         match checked {
             Ok(()) => self.turns.push_back(id),
             Err(e) => self.fail(id, e),

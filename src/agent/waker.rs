@@ -1,0 +1,118 @@
+//! What wakes the reactor's thread: at once, or where an engine polls, only if it does not come to the work itself.
+
+use crate::error::{Error, Result, Status};
+use crate::transport::{Interest, Poller, Ready};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Looks in vain before an event that tell an engine that polls in a loop from one that looks once more after an event.
+const SPINNING: u32 = 4;
+/// How long work is left to an engine that polls.
+pub(super) const LATER: Duration = Duration::from_micros(100);
+
+pub(super) struct Waker {
+    now: OwnedFd,
+    later: OwnedFd,
+    /// Somebody left something for the reactor.
+    pending: AtomicBool,
+    /// The thread is, or is about to be, asleep: to wake it needs a system call.
+    asleep: AtomicBool,
+    /// Looks of engines for events that found none, since they found one.
+    looks: AtomicU32,
+    /// The last event came out of a turn of the engine's own, or after many looks: it polls in a loop.
+    polls: AtomicBool,
+    /// An engine took a turn since the thread last asked.
+    taken: AtomicBool,
+}
+
+impl Waker {
+    pub fn new() -> Result<Waker> {
+        let system = |what: &str, e: rustix::io::Errno| Error::new(Status::System, format!("{what}: {e}"));
+        Ok(Waker {
+            now: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| system("eventfd", e))?,
+            later: timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)
+                .map_err(|e| system("timerfd_create", e))?,
+            pending: AtomicBool::new(true),
+            asleep: AtomicBool::new(false),
+            looks: AtomicU32::new(0),
+            polls: AtomicBool::new(false),
+            taken: AtomicBool::new(false),
+        })
+    }
+
+    /// Lets a poller wake from it.
+    pub fn watch(&self, poller: &Poller, key: u64) -> Result<()> {
+        let only_read = Interest { read: true, write: false };
+        poller.add(&self.now, key, only_read)?;
+        poller.add(&self.later, key, only_read)
+    }
+
+    /// Makes the reactor look at the endpoint and the inbox. Either it sees `pending` before it sleeps, or we see that it
+    /// sleeps: both are sequentially consistent.
+    pub fn wake(&self) {
+        self.pending.store(true, Ordering::SeqCst);
+        if self.asleep.swap(false, Ordering::SeqCst) && !(self.polls() && self.wake_later()) {
+            let _ = rustix::io::write(&self.now, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn wake_later(&self) -> bool {
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let it_value = Timespec { tv_sec: 0, tv_nsec: LATER.subsec_nanos().into() };
+        let time = Itimerspec { it_interval, it_value };
+        timerfd_settime(&self.later, TimerfdTimerFlags::empty(), &time).is_ok()
+    }
+
+    /// Something was left; the turn that asks takes it.
+    pub fn take(&self) -> bool {
+        self.pending.swap(false, Ordering::SeqCst)
+    }
+
+    pub fn is_pending(&self) -> bool {
+        self.pending.load(Ordering::SeqCst)
+    }
+
+    /// The thread is about to sleep; what was left before is still pending.
+    pub fn falls_asleep(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+    }
+
+    /// The thread is awake, and this was ready.
+    pub fn is_awake(&self, ready: &[Ready]) {
+        self.asleep.store(false, Ordering::SeqCst);
+        if !ready.is_empty() {
+            let mut count = [0u8; 8];
+            let _ = rustix::io::read(&self.now, &mut count);
+            let _ = rustix::io::read(&self.later, &mut count);
+        }
+    }
+
+    /// An engine looked for events, and found some: by a turn of its own, or not.
+    pub fn engine_looked(&self, found: bool, by_hand: bool) {
+        if found {
+            let often = self.looks.swap(0, Ordering::SeqCst) >= SPINNING;
+            self.polls.store(by_hand || often, Ordering::SeqCst);
+        } else {
+            self.looks.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// An engine takes a turn.
+    pub fn engine_takes_turn(&self) {
+        self.taken.store(true, Ordering::SeqCst);
+    }
+
+    /// An engine that polls is at it.
+    pub fn engine_is_at_it(&self) -> bool {
+        self.taken.swap(false, Ordering::SeqCst) && self.polls()
+    }
+
+    pub fn polls(&self) -> bool {
+        self.polls.load(Ordering::SeqCst)
+    }
+}
