@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// How long the thread keeps looking after a call before it sleeps: the next call of a busy engine is met awake.
 const LINGER: Duration = Duration::from_micros(50);
+/// How long the thread leaves its turns to an engine, at most, before it looks whether that goes on.
+const LONGEST: Duration = Duration::from_millis(1);
 /// Bytes that an engine's thread moves in one poll at most.
 const POLL_SLICE: u64 = 128 << 10;
 
@@ -53,7 +55,7 @@ impl Driver<'_> {
 
     fn serve(&self) -> Result<()> {
         let mut ready: Vec<Ready> = Vec::new();
-        let mut linger = Instant::now();
+        let (mut linger, mut away) = (Instant::now(), LATER);
         loop {
             if self.shared.stop.load(Ordering::Acquire) {
                 return Ok(());
@@ -67,9 +69,11 @@ impl Driver<'_> {
             let Some(mut reactor) = free else {
                 // It serves what is ready, or leaves it so.
                 ready.clear();
-                std::thread::sleep(LATER);
+                std::thread::sleep(away);
+                away = (away * 2).min(LONGEST);
                 continue;
             };
+            away = LATER;
             let now = Instant::now();
             if waker.is_pending() && !waker.polls() {
                 linger = now + LINGER;
