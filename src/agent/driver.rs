@@ -1,8 +1,8 @@
 //! Who drives the reactor: a thread of its own, and an engine's thread that polls without waiting.
 //!
-//! Waking a sleeping thread takes tens of microseconds on a virtual machine, and once awake it takes cycles from its core's
-//! other thread; an engine that polls in a loop is awake anyway, and carries its transfers through by itself. So the thread
-//! leaves the turns to it, and only comes when they stop.
+//! Waking a sleeping thread takes tens of microseconds on a virtual machine, some of them its waker's; an engine that polls in
+//! a loop is awake anyway, and carries its transfers through by itself. So the thread leaves the turns to it, and comes when
+//! they stop.
 
 use super::Shared;
 use super::calls::PoisonOnUnwind;
