@@ -18,8 +18,6 @@ use std::time::{Duration, Instant};
 
 /// How long the thread keeps looking after a call before it sleeps: the next call of a busy engine is met awake.
 const LINGER: Duration = Duration::from_micros(50);
-/// How long the thread leaves its turns to an engine, at most, before it looks whether that goes on.
-const LONGEST: Duration = Duration::from_millis(1);
 /// Bytes that an engine's thread moves in one poll at most.
 const POLL_SLICE: u64 = 128 << 10;
 
@@ -55,7 +53,7 @@ impl Driver<'_> {
 
     fn serve(&self) -> Result<()> {
         let mut ready: Vec<Ready> = Vec::new();
-        let (mut linger, mut away) = (Instant::now(), LATER);
+        let mut linger = Instant::now();
         loop {
             if self.shared.stop.load(Ordering::Acquire) {
                 return Ok(());
@@ -69,11 +67,9 @@ impl Driver<'_> {
             let Some(mut reactor) = free else {
                 // It serves what is ready, or leaves it so.
                 ready.clear();
-                std::thread::sleep(away);
-                away = (away * 2).min(LONGEST);
+                std::thread::sleep(LATER);
                 continue;
             };
-            away = LATER;
             let now = Instant::now();
             if waker.is_pending() && !waker.polls() {
                 linger = now + LINGER;

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Looks in vain before an event that tell an engine that polls in a loop from one that looks once more after an event.
 const SPINNING: u32 = 4;
 /// How long work is left to an engine that polls.
-pub(super) const LATER: Duration = Duration::from_micros(100);
+pub(super) const LATER: Duration = Duration::from_millis(1);
 
 pub(super) struct Waker {
     now: OwnedFd,
