@@ -90,27 +90,13 @@ impl Child {
         self.ask(&format!("digests {order}")).split(' ').map(|d| d.parse().unwrap()).collect()
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(self.process.id() as i32).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
     /// Returns when it stands still.
     pub fn stop(&mut self) {
-        self.signal(rustix::process::Signal::STOP);
-        let pid = self.process.id();
-        crate::rank::within("the stop", || {
-            // All its threads, not only the first.
-            let states = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|t| {
-                let stat = std::fs::read_to_string(t.unwrap().path().join("stat")).unwrap_or_default();
-                stat.rsplit(") ").next().unwrap_or("").starts_with('T')
-            });
-            states.fold(true, |all, one| all & one)
-        });
+        crate::tools::stop(self.process.id());
     }
 
     pub fn go_on(&self) {
-        self.signal(rustix::process::Signal::CONT);
+        crate::tools::signal(self.process.id(), rustix::process::Signal::CONT);
     }
 
     pub fn kill(&mut self) {

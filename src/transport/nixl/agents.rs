@@ -8,12 +8,13 @@ use super::batch::BATCH_BYTES;
 use super::library;
 use super::options::NixlOptions;
 use super::reasons;
-use super::sys::{Agent, Failure, Library, Range, Request};
+use super::sys::{self, Agent, Failure, Library, Range, Request};
 use crate::error::{Error, Result, Status};
 use crate::memory::SharedMemory;
-use crate::transport::vendor::unique_name;
+use crate::transport::vendor::{self, Peer, Piece, State, Unread, unique_name};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
+use std::time::Duration;
 
 /// How long a progress thread sleeps at most; what arrives wakes it. 0, NIXL's default, keeps a core busy.
 const PROGRESS_DELAY_US: u64 = 10_000;
@@ -21,12 +22,6 @@ const PROGRESS_DELAY_US: u64 = 10_000;
 /// Memory of ours that reads land in.
 pub struct Slot {
     memory: SharedMemory,
-}
-
-impl Slot {
-    pub fn range(&self) -> Range {
-        Range::new(self.memory.addr(), self.memory.len())
-    }
 }
 
 pub struct Agents {
@@ -51,7 +46,31 @@ fn backend(e: Failure) -> Error {
 }
 
 impl Agents {
-    pub fn new(options: NixlOptions) -> Result<Agents> {
+    /// The reader; an error where it could not be made again.
+    fn reader(&mut self) -> Result<&mut Agent> {
+        let text = "nixl: the agent that reads could not be replaced";
+        self.reader.as_mut().ok_or_else(|| Error::new(Status::Backend, text))
+    }
+}
+
+fn state(s: sys::State) -> State {
+    match s {
+        sys::State::Running => State::Running,
+        sys::State::Complete => State::Complete,
+        sys::State::Failed(e) => State::Failed(e.to_string()),
+    }
+}
+
+impl vendor::Agents for Agents {
+    const NAME: &'static str = "nixl";
+    const MAGIC: u32 = 0x4E4C_564B;
+    const REPLACING: Duration = Duration::from_secs(5);
+    const SWIFT: bool = true;
+    type Options = NixlOptions;
+    type Request = Request;
+    type Slot = Slot;
+
+    fn new(options: NixlOptions) -> Result<Agents> {
         let library = library::load(options.library.as_deref())?;
         let name = unique_name()?;
         let server = Some(start(library, &options, &name)?);
@@ -64,17 +83,11 @@ impl Agents {
         }
     }
 
-    /// Name of the server.
-    pub fn name(&self) -> CString {
+    fn name(&self) -> CString {
         c_string(&self.name)
     }
 
-    pub fn regions(&self) -> &HashMap<u32, Range> {
-        &self.regions
-    }
-
-    /// Makes a region readable by peers and usable by reads; returns what peers have to know now.
-    pub fn register(&mut self, region: u32, memory: Range) -> Result<Vec<u8>> {
+    fn register(&mut self, region: u32, memory: Range) -> Result<Vec<u8>> {
         let locked = |e| reasons::not_registered(region, memory, e);
         let ended = || Error::new(Status::Internal, "nixl: the agent that peers read from was ended");
         self.server.as_mut().ok_or_else(ended)?.register(memory.addr(), memory.len()).map_err(locked)?;
@@ -85,50 +98,42 @@ impl Agents {
         self.server.as_mut().ok_or_else(ended)?.metadata().map_err(backend)
     }
 
-    /// The reader; an error where it could not be made again.
-    pub(super) fn reader(&mut self) -> Result<&mut Agent> {
-        let text = "nixl: the agent that reads could not be replaced";
-        self.reader.as_mut().ok_or_else(|| Error::new(Status::Backend, text))
+    fn regions(&self) -> &HashMap<u32, Range> {
+        &self.regions
     }
 
-    /// Staging memory for one read.
-    pub fn slot(&mut self) -> Result<Slot> {
+    fn slot(&mut self) -> Result<Slot> {
         if let Some(slot) = self.free.pop() {
             return Ok(slot);
         }
         let slot = Slot { memory: SharedMemory::allocate(BATCH_BYTES as usize)? };
-        let range = slot.range();
+        let range = Self::range(&slot);
         self.reader()?.register(range.addr(), range.len()).map_err(backend)?;
         Ok(slot)
     }
 
-    /// Nothing reads into it any more.
-    pub fn give_back(&mut self, slot: Slot) {
+    fn range(slot: &Slot) -> Range {
+        Range::new(slot.memory.addr(), slot.memory.len())
+    }
+
+    fn give_back(&mut self, slot: Slot) {
         self.free.push(slot);
     }
 
-    /// Something may still read into it, as long as this reader lives.
-    pub fn retire(&mut self, slot: Slot) {
+    fn retire(&mut self, slot: Slot) {
         self.retired.push(slot);
     }
 
-    /// Gives a request of the reader's back.
-    pub fn release(&mut self, request: Request) {
-        if let Some(Err(e)) = self.reader.as_mut().map(|r| r.release(request)) {
-            log::warn!("kvlink: nixl: {e}");
-        }
-    }
-
-    pub fn load(&mut self, name: &CStr, metadata: &[u8]) -> Result<()> {
-        let whose = name.to_string_lossy().into_owned();
-        let found = self.reader()?.load(metadata).map_err(|e| {
+    fn load(&mut self, peer: &Peer) -> Result<()> {
+        let whose = peer.agent.to_string_lossy().into_owned();
+        let found = self.reader()?.load(&peer.metadata).map_err(|e| {
             let text = format!(
                 "nixl: the metadata of agent {whose} cannot be used: {e}; the two sides' backends have no way in common \
                  (same UCX_TLS or engine_config, same version of NIXL?)"
             );
             Error::new(Status::TransportUnavailable, text)
         })?;
-        if found != name.to_bytes() {
+        if found != peer.agent.to_bytes() {
             let text = format!("nixl: metadata of agent {:?}, announced as {whose:?}", String::from_utf8_lossy(&found));
             self.forget(&CString::new(found).unwrap_or_default());
             return Err(Error::new(Status::Protocol, text));
@@ -136,14 +141,31 @@ impl Agents {
         Ok(())
     }
 
-    pub fn forget(&mut self, name: &CStr) {
+    fn forget(&mut self, name: &CStr) {
         if let Some(Err(e)) = self.reader.as_mut().map(|r| r.forget(name)) {
             log::debug!("kvlink: nixl: forgetting {}: {e}", name.to_string_lossy());
         }
     }
 
-    /// Ends the reader: afterwards none of its reads writes any more.
-    pub fn end_reader(&mut self) -> Result<()> {
+    fn read(&mut self, peer: &CStr, pieces: &[Piece]) -> std::result::Result<Request, Unread> {
+        self.reader().map_err(Unread::Here)?.read(peer, pieces).map_err(|e| Unread::There(e.to_string()))
+    }
+
+    fn post(&mut self, request: &mut Request) -> State {
+        self.reader().map_or_else(|e| State::Failed(e.message().into()), |r| state(r.post(request)))
+    }
+
+    fn state(&mut self, request: &mut Request) -> State {
+        self.reader().map_or_else(|e| State::Failed(e.message().into()), |r| state(r.state(request)))
+    }
+
+    fn release(&mut self, request: Request) {
+        if let Some(Err(e)) = self.reader.as_mut().map(|r| r.release(request)) {
+            log::warn!("kvlink: nixl: {e}");
+        }
+    }
+
+    fn end_reader(&mut self) -> Result<()> {
         let ended = self.reader.take().map_or(Ok(()), Agent::destroy);
         self.free.clear();
         let retired = std::mem::take(&mut self.retired);
@@ -157,8 +179,7 @@ impl Agents {
         })
     }
 
-    /// Makes a new reader after [`Agents::end_reader`]. Peers have to be loaded again.
-    pub fn renew(&mut self) -> Result<()> {
+    fn renew(&mut self) -> Result<()> {
         self.generation += 1;
         let name = format!("{}-{}", self.name, self.generation);
         let mut reader = start(self.library, &self.options, &name)?;
@@ -169,8 +190,7 @@ impl Agents {
         Ok(())
     }
 
-    /// Ends the server: afterwards no peer is served by this process any more.
-    pub fn end_server(&mut self) -> Result<()> {
+    fn end_server(&mut self) -> Result<()> {
         let text = |e: Failure| Error::new(Status::Quarantined, format!("nixl: the agent could not be ended: {e}"));
         self.server.take().map_or(Ok(()), Agent::destroy).map_err(text)
     }

@@ -7,7 +7,6 @@ mod abi;
 mod agents;
 mod elf;
 mod library;
-mod offer;
 mod options;
 mod reasons;
 mod sys;

@@ -1,7 +1,7 @@
 //! Options of the NIXL transport.
 
 use crate::error::{Error, Result, Status};
-use crate::transport::vendor::Landing;
+use crate::transport::vendor::{Landing, VendorOptions};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,12 +33,7 @@ impl Default for NixlOptions {
 }
 
 impl NixlOptions {
-    /// How links are reported: "nixl/ucx".
-    pub fn report(&self) -> String {
-        format!("nixl/{}", self.backend.to_lowercase())
-    }
-
-    /// The same, but UCX uses the loopback device alone, unless the parameters name devices.
+    /// These, but UCX uses the loopback device alone, unless the parameters name devices.
     pub fn on_loopback(mut self) -> NixlOptions {
         if self.backend != "UCX" {
             return self;
@@ -50,8 +45,10 @@ impl NixlOptions {
         }
         self
     }
+}
 
-    pub(super) fn check(&self) -> Result<()> {
+impl VendorOptions for NixlOptions {
+    fn check(&self) -> Result<()> {
         let refuse = |what: String| Err(Error::new(Status::InvalidArgument, format!("nixl options: {what}")));
         let word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
         if !word(&self.backend) {
@@ -66,6 +63,22 @@ impl NixlOptions {
             return refuse(format!("patience is {:?}, more than 0 and at most 600 s is allowed", self.patience));
         }
         Ok(())
+    }
+
+    fn report(&self) -> String {
+        format!("nixl/{}", self.backend.to_lowercase())
+    }
+
+    fn backend(&self) -> &str {
+        &self.backend
+    }
+
+    fn landing(&self) -> Landing {
+        self.landing
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience
     }
 }
 
