@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,9 @@ class Case:
     prefix_caching: bool = False
     transport: str = "host"
     dtype: str = "float32"
-    #: Arguments of both servers.
+    #: Arguments of both servers, and of each.
     arguments: tuple[str, ...] = ()
+    own: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     environment: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -55,6 +57,7 @@ CASES = [
     Case("deepseek_v2", tp=(2, 1)),
     Case("llama", arguments=CHUNKED),
     Case("granite", transport="nixl"),
+    Case("granite", transport="mori"),
     Case("llama", mode="write"),
     Case("llama", mode="write", arguments=CHUNKED),
     Case("gemma3", mode="write"),
@@ -76,7 +79,7 @@ class Servers:
         self.address = f"127.0.0.1:{free_port()}"
         pair = []
         for i, role in enumerate(("kv_producer", "kv_consumer")):
-            arguments = list(case.arguments)
+            arguments = [*case.arguments, *case.own[i]]
             if case.tp[i] > 1:
                 arguments.append(f"--tensor-parallel-size={case.tp[i]}")
             if case.block is not None:
@@ -91,6 +94,8 @@ class Servers:
                         "mode": case.mode,
                         "transport": case.transport,
                         **({"listen": self.address} if i == 1 else {}),
+                        # With stand-ins for the hardware.
+                        **({"mori_library": os.environ["KVLINK_MORI"]} if case.transport == "mori" else {}),
                     },
                     arguments=arguments,
                     environment=case.environment,
@@ -99,14 +104,14 @@ class Servers:
             )
         self.prefill, self.decode = pair
 
-    def ask(self, prompt: list[int]) -> Answer:
+    def ask(self, prompt: list[int], tokens: int = TOKENS) -> Answer:
         """What both servers together make of a prompt."""
         if self.case.mode == "read":
-            return disaggregated(self.prefill, self.decode, prompt, TOKENS)
+            return disaggregated(self.prefill, self.decode, prompt, tokens)
         transfer = {"transfer_id": f"tx-{uuid.uuid4().hex}"}
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             params = {"do_remote_decode": False, "do_remote_prefill": True, **transfer}
-            answer = pool.submit(self.decode.ask, prompt, TOKENS, params)
+            answer = pool.submit(self.decode.ask, prompt, tokens, params)
             self.prefill.ask(prompt, 1, {**PREFILL, **transfer, "remote_address": self.address})
             return answer.result()
 

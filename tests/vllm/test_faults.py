@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import http.client
+import itertools
 import json
 import re
 import threading
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from servers import PREFILL, Answer, Refused, Server, disaggregated
-from test_equal import TOKENS, Case, Servers, assert_equal
+from test_equal import TOKENS, TOLERANCE, Case, Servers, assert_equal
 
 RECOMPUTE = {"kv_load_failure_policy": "recompute"}
 # Long enough for a server that was killed to be noticed, and a request to be computed again.
@@ -115,11 +117,11 @@ def test_parameters_of_no_use_are_named_and_the_prompt_computed(logs: Path, prom
         assert decode.ask(prompts[1], TOKENS, params).tokens == wanted.tokens
         assert re.search(r"128 tokens were prefilled for a prompt of 100", decode.text())
         assert decode.loaded_tokens() == 0
-        # Prompts of one and of two tokens.
-        for prompt in (prompts[0][:1], prompts[0][:2]):
+        # Prompts of one and of two tokens, answers of one and of more.
+        for prompt, tokens in itertools.product((prompts[0][:1], prompts[0][:2]), (1, TOKENS)):
             params = prefill.ask(prompt, 1, dict(PREFILL)).params
-            assert decode.ask(prompt, TOKENS, params).tokens == decode.ask(prompt, TOKENS).tokens
-        assert decode.loaded_tokens() == 1
+            assert decode.ask(prompt, tokens, params).tokens == decode.ask(prompt, tokens).tokens
+        assert decode.loaded_tokens() == 2
 
 
 @pytest.mark.parametrize(
@@ -163,6 +165,37 @@ def test_requests_of_several_clients_at_once(logs: Path, prompts: list[list[int]
             assert answer.tokens == found[number % 5].tokens
             assert answer.tokens != wanted[number % 5].tokens
         assert servers.decode.metric("vllm:kvlink_failed_transfers_total") == 0
+
+
+# Eleven blocks of 128 tokens; parts of several prompts are computed in one step.
+FEW = ("--num-gpu-blocks-override=12",)
+IN_TURN = (*FEW, "--enable-chunked-prefill", "--max-num-batched-tokens=256", "--long-prefill-token-threshold=64")
+
+
+@pytest.mark.parametrize(
+    ("case", "length", "tokens"),
+    [
+        (Case("llama", own=(IN_TURN, ())), 600, TOKENS),
+        (Case("llama", mode="write", own=(IN_TURN, ())), 600, TOKENS),
+        (Case("llama", own=((), FEW)), 300, 200),
+    ],
+    ids=["prefill, read", "prefill, write", "decode"],
+)
+def test_requests_that_are_preempted_are_computed_again(
+    case: Case, length: int, tokens: int, logs: Path, prompts: list[list[int]]
+) -> None:
+    with Servers(case, logs) as servers:
+        asked = [[*prompts[4][i:], *prompts[4][:i]][:length] for i in range(4)]
+        wanted = [servers.decode.ask(prompt, tokens) for prompt in asked]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda prompt: servers.ask(prompt, tokens), asked))
+        preempting = servers.prefill if case.own[0] else servers.decode
+        assert preempting.metric("vllm:num_preemptions_total") > 0
+        for answer, alone in zip(answers, wanted, strict=True):
+            assert_equal(answer, alone, TOLERANCE[case.dtype])
+        for server in (servers.prefill, servers.decode):
+            assert server.metric("vllm:kvlink_failed_transfers_total") == 0
+            until(lambda server=server: server.metric("vllm:kv_cache_usage_perc") == 0)
 
 
 def give_up(server: Server, prompt: list[int], params: dict[str, object]) -> None:

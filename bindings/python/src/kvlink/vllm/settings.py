@@ -35,6 +35,18 @@ class Settings:
     nixl_backend: str = ""
     #: NIXL's library, or the directory that its package is installed in; by default that of this environment.
     nixl_library: str = ""
+    #: MoRI-IO's backend: "rdma" or "xgmi".
+    mori_backend: str = ""
+    #: libkvlink_mori.so, or the directory that it is in; by default that of kvlink's library.
+    mori_library: str = ""
+    #: RDMA devices, or "^" and those to leave out; by default all.
+    mori_devices: str = ""
+    #: Queue pairs that a transfer is spread over.
+    mori_qp_per_transfer: int = 0
+    #: Work requests that are posted at once.
+    mori_post_batch_size: int = 0
+    #: Threads of MoRI that post.
+    mori_num_workers: int = 0
     #: Router that speaks the moriio discovery protocol; none by default.
     proxy_ip: str = ""
     #: The router's discovery port.
