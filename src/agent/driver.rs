@@ -2,7 +2,8 @@
 //!
 //! Waking a sleeping thread takes tens of microseconds on a virtual machine, some of them its waker's; an engine that polls in
 //! a loop is awake anyway, and carries its transfers through by itself. So the thread leaves the turns to it, and comes when
-//! they stop.
+//! they stop. No other engine's thread takes turns: one that the scheduler takes its core from in the middle of one would
+//! stop the heartbeats, for seconds where it had yielded in a loop before.
 
 use super::Shared;
 use super::calls::PoisonOnUnwind;

@@ -185,16 +185,15 @@ impl Agent {
     }
 
     /// Takes up to `max` events, oldest first; waits for the first at most `timeout` (`None`: until the agent stops). A
-    /// caller that finds none lends the reactor a hand first.
+    /// caller that looks in a loop lends the reactor a hand first.
     pub fn poll(&self, max: usize, timeout: Option<Duration>) -> Vec<Event> {
-        let queue = &self.shared.queue;
-        let empty = queue.is_empty();
-        if empty && self.check().is_ok() {
+        let Shared { queue, waker, .. } = &*self.shared;
+        let spins = waker.engine_looks();
+        if spins && queue.is_empty() && self.check().is_ok() {
             Driver { shared: &self.shared, poller: &self.poller, reactor: &self.reactor }.lend_a_hand();
         }
-        let by_hand = empty && !queue.is_empty();
         let events = queue.poll(max, timeout);
-        self.shared.waker.engine_looked(!events.is_empty(), by_hand);
+        waker.engine_looked(!events.is_empty());
         events
     }
 

@@ -7,11 +7,12 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-/// Looks in vain before an event that tell an engine that polls in a loop from one that looks once more after an event.
+/// So many looks for events, each so soon after the one before, tell an engine that polls in a loop.
 const SPINNING: u32 = 4;
+const SOON: Duration = Duration::from_micros(50);
 /// How long work is left to an engine that polls.
 pub(super) const LATER: Duration = Duration::from_millis(1);
 
@@ -22,9 +23,11 @@ pub(super) struct Waker {
     pending: AtomicBool,
     /// The thread is, or is about to be, asleep: to wake it needs a system call.
     asleep: AtomicBool,
-    /// Looks of engines for events that found none, since they found one.
+    /// Looks of engines for events, each soon after the one before; the end of the last, in nanoseconds after `start`.
     looks: AtomicU32,
-    /// The last event came out of a turn of the engine's own, or after many looks: it polls in a loop.
+    looked: AtomicU64,
+    start: Instant,
+    /// The last event went to an engine that polls in a loop.
     polls: AtomicBool,
     /// An engine took a turn since the thread last asked.
     taken: AtomicBool,
@@ -40,6 +43,8 @@ impl Waker {
             pending: AtomicBool::new(true),
             asleep: AtomicBool::new(false),
             looks: AtomicU32::new(0),
+            looked: AtomicU64::new(0),
+            start: Instant::now(),
             polls: AtomicBool::new(false),
             taken: AtomicBool::new(false),
         })
@@ -92,14 +97,24 @@ impl Waker {
         }
     }
 
-    /// An engine looked for events, and found some: by a turn of its own, or not.
-    pub fn engine_looked(&self, found: bool, by_hand: bool) {
+    /// An engine looks for events; returns whether it does so in a loop.
+    pub fn engine_looks(&self) -> bool {
+        let soon = self.now().saturating_sub(self.looked.load(Ordering::Relaxed)) < SOON.as_nanos() as u64;
+        let looks = if soon { self.looks.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
+        self.looks.store(looks, Ordering::Relaxed);
+        looks >= SPINNING
+    }
+
+    /// It has looked.
+    pub fn engine_looked(&self, found: bool) {
+        self.looked.store(self.now(), Ordering::Relaxed);
         if found {
-            let often = self.looks.swap(0, Ordering::SeqCst) >= SPINNING;
-            self.polls.store(by_hand || often, Ordering::SeqCst);
-        } else {
-            self.looks.fetch_add(1, Ordering::SeqCst);
+            self.polls.store(self.looks.load(Ordering::Relaxed) >= SPINNING, Ordering::SeqCst);
         }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// An engine takes a turn.
@@ -114,5 +129,31 @@ impl Waker {
 
     pub fn polls(&self) -> bool {
         self.polls.load(Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_engine_that_looks_in_a_loop_takes_turns() {
+        let waker = Waker::new().unwrap();
+        let look = || {
+            let loops = waker.engine_looks();
+            waker.engine_looked(false);
+            loops
+        };
+        for _ in 0..20 {
+            std::thread::sleep(SOON);
+            assert!(!look(), "now and then");
+        }
+        assert!((0..1_000_000).any(|_| look()), "in a loop");
+        waker.engine_looked(true);
+        assert!(waker.polls());
+        std::thread::sleep(SOON);
+        assert!(!look());
+        waker.engine_looked(true);
+        assert!(!waker.polls());
     }
 }

@@ -85,11 +85,13 @@ class Peers:
                 fail(e)
 
     def down(self, event: kvlink.Event) -> None:
-        """A peer is gone."""
-        for key, known in list(self._known.items()):
-            if known.handshake.peer is event.peer:
-                logger.warning("peer %s is gone: %s", key[0], event.error)
-                self._drop(*key)
+        """A peer is gone: one that we know, or one that reads from us."""
+        gone = [key for key, known in self._known.items() if known.handshake.peer is event.peer]
+        for key in gone:
+            logger.warning("peer %s is gone: %s", key[0], event.error)
+            self._drop(*key)
+        if not gone:
+            logger.warning("a peer that came to us is gone: %s", event.error)
 
     @staticmethod
     def _stale(error: kvlink.Error) -> bool:

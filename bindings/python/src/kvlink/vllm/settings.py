@@ -30,7 +30,7 @@ class Settings:
     #: Seconds for a handshake.
     handshake_timeout: float = 30.0
     #: Seconds of silence after which a peer is asked for a sign of life; after three it is dead.
-    heartbeat: float = 1.0
+    heartbeat: float = 3.0
     #: NIXL's backend.
     nixl_backend: str = ""
     #: NIXL's library, or the directory that its package is installed in; by default that of this environment.
