@@ -24,6 +24,8 @@ from .start import place_of, start
 from .stats import KVLinkStats
 from .writes import Writes
 
+# How long a step waits for the writes of requests that it preempts, before it gives them up.
+_PREEMPTING_SECONDS = 0.1
 # How long a step that computes nothing may wait for an event, instead of asking again and again.
 _IDLE_SECONDS = 0.001
 
@@ -88,8 +90,15 @@ class WorkerHalf:
 
     def handle_preemptions(self, step: StepMetadata) -> None:
         """Waits until nobody reads the blocks that this step will overwrite."""
-        requests = [self._writes.preempt(request_id) for request_id in step.preempted]
-        while any(request is not None and request.under_way for request in requests):
+        found = (self._writes.preempt(request_id) for request_id in step.preempted)
+        requests = [request for request in found if request is not None]
+        # Into blocks that were accepted they end at once, and count; a write that was cancelled ends the accept, too.
+        deadline = time.perf_counter() + _PREEMPTING_SECONDS
+        while any(request.busy for request in requests) and time.perf_counter() < deadline:
+            self._poll(_IDLE_SECONDS)
+        for request in requests:
+            self._writes.give_up(request)
+        while any(request.under_way for request in requests):
             self._poll(_IDLE_SECONDS)
 
     def save_kv_layer(self, step: StepMetadata, layer_name: str) -> None:

@@ -83,10 +83,12 @@ class Writes:
 
     def preempt(self, request_id: str) -> _Request | None:
         """Takes a request's blocks away; they are free when what is returned is not busy any more."""
-        request = self._requests.pop(request_id, None)
-        if request is not None:
+        return self._requests.pop(request_id, None)
+
+    def give_up(self, request: _Request) -> None:
+        """Ends what is still under way for a request that was preempted."""
+        if request.busy:
             self._stop(request)
-        return request
 
     def abandon(self) -> None:
         """Ends everything: no more events will come."""
