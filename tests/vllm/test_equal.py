@@ -154,6 +154,16 @@ def test_tokens_are_those_of_one_server(case: Case, logs: Path, prompts: list[li
         assert f"rank 0: {case.transport}/" in reader.text(), "no line names the transport"
 
 
+def test_servers_that_do_both_serve_each_other(logs: Path, prompts: list[list[int]]) -> None:
+    with Server("llama", "one", logs) as one, Server("llama", "other", logs) as other:
+        one.ready()
+        other.ready()
+        for prefill, decode in ((one, other), (other, one)):
+            alone = prefill.ask(prompts[3], TOKENS)
+            assert_equal(disaggregated(prefill, decode, prompts[3], TOKENS), alone, TOLERANCE["float32"])
+            assert decode.loaded_tokens() == len(prompts[3]) - 1
+
+
 # On a CPU vLLM's Mamba2 fails with prefix caching, also alone; GDN computes in bfloat16 only, too coarsely to compare.
 @pytest.mark.parametrize("model", ["llama", "gemma3"])
 def test_prefixes_that_are_there_are_not_moved(model: str, logs: Path, prompts: list[list[int]]) -> None:
