@@ -8,7 +8,7 @@ export KVLINK_TEST_DIR=$target/vllm
 export KVLINK_LIBRARY=${KVLINK_LIBRARY:-$target/release/libkvlink.so}
 KVLINK_ROUTER=$(sh "$root/scripts/vllm-router.sh")/bin/vllm-router || exit 1
 KVLINK_VLLM_SOURCE=$(sh "$root/scripts/vllm-source.sh") || exit 1
-KVLINK_MORI=$(sh "$root/scripts/mori.sh") || exit 1
+KVLINK_MORI=$(sh "$root/scripts/setup.sh" mori >&2 && sh "$root/scripts/mori.sh") || exit 1
 export KVLINK_ROUTER KVLINK_VLLM_SOURCE KVLINK_MORI
 export PYTHONPATH=$root/bindings/python/src
 mkdir -p "$KVLINK_TEST_DIR"

@@ -4,6 +4,10 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+/// More than it takes to stop a process.
+const STOPPING: Duration = Duration::from_secs(30);
 
 /// The root of the source tree.
 pub fn root() -> &'static Path {
@@ -34,8 +38,9 @@ pub fn stop(process: u32) {
         let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
         stat.rsplit(") ").next().unwrap_or("").starts_with('T')
     };
-    let tasks = format!("/proc/{process}/task");
+    let (tasks, deadline) = (format!("/proc/{process}/task"), Instant::now() + STOPPING);
     while !std::fs::read_dir(&tasks).unwrap().map(stopped).fold(true, |all, one| all & one) {
+        assert!(Instant::now() < deadline, "process {process} does not stand still within {STOPPING:?}");
         std::thread::yield_now();
     }
 }
