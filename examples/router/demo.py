@@ -31,10 +31,19 @@ HERE = Path(__file__).parent
 HANGING = 4 * PATIENCE
 
 
+HELD: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as s:
-        return int(s.getsockname()[1])
+    """A port that nobody else is given while this process runs: a socket that does not listen holds it.
+
+    A server that sets SO_REUSEADDR may listen there.
+    """
+    held = socket.socket()
+    HELD.append(held)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return int(held.getsockname()[1])
 
 
 def post(address: str, body: dict[str, Any], request_id: str = "") -> tuple[str, str]:

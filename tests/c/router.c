@@ -4,10 +4,8 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #define ID                                                                                                             \
     "___prefill_addr_host:10.0.0.1,handshake:6301,notify:61005___decode_addr_host:10.0.0.2,handshake:7301,notify:7501" \
@@ -28,19 +26,21 @@ static kvlink_router_t router_at(const char *discovery)
     return router;
 }
 
-/* A port of this host that nobody listens on. */
-static void closed_port(char *text, size_t cap)
+/* A port that nobody listens on, and that nobody else is given while the program runs: a socket that does not listen
+   holds it. A server that sets SO_REUSEADDR may listen there. */
+static uint32_t free_port(char *text, size_t cap)
 {
     struct sockaddr_in at;
     socklen_t len = sizeof at;
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    int yes = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK_EQ(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes), 0);
     memset(&at, 0, sizeof at);
     at.sin_family = AF_INET;
     at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     CHECK_EQ(bind(fd, (struct sockaddr *)&at, sizeof at), 0);
     CHECK_EQ(getsockname(fd, (struct sockaddr *)&at, &len), 0);
     snprintf(text, cap, "127.0.0.1:%u", (unsigned)ntohs(at.sin_port));
-    close(fd);
+    return ntohs(at.sin_port);
 }
 
 static void a_router_that_is_not_there_is_told_once(void)
@@ -49,7 +49,7 @@ static void a_router_that_is_not_there_is_told_once(void)
     kvlink_router_t router;
     kvlink_event_t e;
     uint64_t id = 0;
-    closed_port(address, sizeof address);
+    free_port(address, sizeof address);
     router = router_at(address);
     CHECK_OK(kvlink_router_attach(r.agent, &router, &id));
     CHECK(id != 0);
@@ -179,13 +179,6 @@ static void a_ticket_travels_in_an_answer(void)
     "{\"engine_id\":\"127.0.0.1:6301\",\"agent_metadata\":\"AAEC\",\"kv_caches_base_addr\":[1],\"num_blocks\":2,"                \
     "\"block_len\":3,\"attn_backend_name\":\"X\",\"layers\":[{\"layer\":\"l0\",\"regions\":[\"AAEC\"]}]}"
 #define DONE "{\"type\":\"write_done\",\"transfer_id\":\"tx-1\",\"num_writers\":2}"
-
-/* A free port of this host. */
-static uint32_t free_port(char *address, size_t cap)
-{
-    closed_port(address, cap);
-    return (uint32_t)strtoul(strrchr(address, ':') + 1, NULL, 10);
-}
 
 static kvlink_moriio_t worker_of(uint32_t role)
 {

@@ -237,10 +237,10 @@ pub fn a_writer_that_hangs(t: Transport) {
 pub fn restarted_under_the_same_address(t: Transport) {
     let images = Images::new();
     let sink = rank(t, "decode", 2);
-    let mut first = Child::start(t, "prefill", "127.0.0.1:0", HEARTBEAT, 1);
+    let address = format!("127.0.0.1:{}", crate::tools::free_port());
+    let mut first = Child::start(t, "prefill", &address, HEARTBEAT, 1);
     let peer = handshake(&sink, &first, Direction::Inbound);
     let old = first.offers(1);
-    let address = first.address.clone();
     first.kill();
     down(&sink, peer, Instant::now() + PATIENCE);
     let refused = |peer: Id, ticket: &[u8]| {

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tools::free_port;
 
 /// Against hanging only.
 const LONG: Duration = Duration::from_secs(60);
@@ -124,10 +125,6 @@ fn event(agent: &Agent, id: Id) -> Event {
     e
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn a_socket_of_libzmq_gets_the_map_again_and_again() {
     let Some(mut peer) = Peer::start(0, &[]) else { return };
@@ -163,8 +160,8 @@ fn signs_of_life_are_given_and_big_answers_do_no_harm() {
 
 #[test]
 fn a_restarted_socket_knows_it_again() {
-    let Some(mut peer) = Peer::start(0, &[]) else { return };
-    let port = peer.port;
+    let port = free_port();
+    let Some(mut peer) = Peer::start(port, &[]) else { return };
     let agent = agent();
     let id = agent.attach_router(args(port)).unwrap();
     let (first, _) = peer.beat();

@@ -1,9 +1,13 @@
 //! Programs that tests run.
 #![allow(dead_code, reason = "no test runs all of them")]
 
+use rustix::net;
 use std::io::Write;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// More than it takes to stop a process.
@@ -43,6 +47,19 @@ pub fn stop(process: u32) {
         assert!(Instant::now() < deadline, "process {process} does not stand still within {STOPPING:?}");
         std::thread::yield_now();
     }
+}
+
+/// A port of 127.0.0.1 that is ours until this process ends: a socket that does not listen keeps others from being given it.
+/// Connections to it are refused, and a server that sets SO_REUSEADDR may listen there.
+pub fn free_port() -> u16 {
+    static HELD: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+    let socket =
+        net::socket_with(net::AddressFamily::INET, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None).unwrap();
+    net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    net::bind(&socket, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let port = SocketAddr::try_from(net::getsockname(&socket).unwrap()).unwrap().port();
+    HELD.lock().unwrap().push(socket);
+    port
 }
 
 /// Whether a program is there.

@@ -151,8 +151,8 @@ fn a_control_port_that_is_taken() {
     if library().is_none() {
         return;
     }
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port();
+    let port = super::tools::free_port();
+    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let text = format!("the control port 127.0.0.1:{port} cannot be used: Address already in use");
     refused(&[&text], agent(|o| o.port = port));
     drop(taken);

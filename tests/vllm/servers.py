@@ -260,8 +260,16 @@ def disaggregated(prefill: Server, decode: Server, prompt: Sequence[int], tokens
     return decode.ask(prompt, tokens, params)
 
 
+HELD: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port that nobody else is given while this process runs: a socket that does not listen holds it.
+
+    A server that sets SO_REUSEADDR may listen there.
+    """
+    held = socket.socket()
+    HELD.append(held)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return int(held.getsockname()[1])
