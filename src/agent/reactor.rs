@@ -119,7 +119,9 @@ impl Reactor {
             self.take_inbox();
         }
         let now = Instant::now();
-        if called || self.more || !ready.is_empty() || self.due.is_some_and(|at| at <= now) {
+        // Some libraries move data while they are looked at.
+        let looks = haste == Haste::Yes && self.transports.busy();
+        if called || looks || self.more || !ready.is_empty() || self.due.is_some_and(|at| at <= now) {
             self.told = false;
             self.pump(haste);
             self.more = self.move_data(ready, budget)?;

@@ -189,6 +189,11 @@ impl Transports {
         }
     }
 
+    /// Something is under way.
+    pub fn busy(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
     /// Drives all transports; returns whether one would go on at once.
     pub fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {
         let before = done.len();

@@ -79,3 +79,11 @@ pub fn everything() -> Vec<Span> {
         |i: u64| Span { src_offset: i * n, dst_offset: LEN as u64 - (i + 1) * n, len: n, src_region: 0, dst_region: 0 };
     (0..LEN as u64 / n).map(one).collect()
 }
+
+/// All of it, in pieces of 4 KiB, the source's last first.
+pub fn backwards() -> Vec<Span> {
+    let n = 4 << 10;
+    let one =
+        |i: u64| Span { src_offset: LEN as u64 - (i + 1) * n, dst_offset: i * n, len: n, src_region: 0, dst_region: 0 };
+    (0..LEN as u64 / n).map(one).collect()
+}

@@ -22,13 +22,15 @@ fn moves_bytes_whatever_it_lands_in() {
             (0..LEN / 4).for_each(|i| unsafe { words.add(i).write(i as u32) });
             let made: Link = sink.nixl.connect(LinkId(1), &source.nixl.metadata()).unwrap();
             assert_eq!((made.name.as_str(), made.pull, made.streams), ("nixl/ucx", true, 0));
-            sink.post(1, 1, everything());
-            assert_eq!(sink.good(1), LEN as u64);
             let (from, to) = (source.memory.addr(), sink.memory.addr());
-            let slice = |at: usize| unsafe { std::slice::from_raw_parts(at as *const u8, 16 << 10) };
-            for s in everything() {
-                let (s, d) = (from + s.src_offset as usize, to + s.dst_offset as usize);
-                assert!(slice(s) == slice(d), "{landing:?} {engine}");
+            let slice = |at: usize, len: u64| unsafe { std::slice::from_raw_parts(at as *const u8, len as usize) };
+            for (id, spans) in [(1, everything()), (2, backwards())] {
+                sink.post(id, 1, spans.clone());
+                assert_eq!(sink.good(id), LEN as u64);
+                for s in spans {
+                    let (at, lands) = (from + s.src_offset as usize, to + s.dst_offset as usize);
+                    assert!(slice(at, s.len) == slice(lands, s.len), "{landing:?} {engine} {id}");
+                }
             }
         }
     }

@@ -11,8 +11,8 @@ use super::sys::{Config, Engine, Library, Session};
 use crate::error::{Error, Result, Status};
 use crate::transport::vendor::{Agents, Peer, Piece, Range, State, Unread, unique_name};
 use crate::wire::BOARD_REGION;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -22,7 +22,7 @@ use std::time::Duration;
 struct Known {
     blob: Blob,
     /// Address and length.
-    regions: HashMap<u32, (u64, u64)>,
+    regions: BTreeMap<u32, (u64, u64)>,
 }
 
 enum Connection {
@@ -49,7 +49,7 @@ pub struct Engines {
     reader: Option<Reader>,
     /// Readers that there have been.
     generation: u64,
-    regions: HashMap<u32, Range>,
+    regions: BTreeMap<u32, Range>,
     blob: Blob,
     peers: HashMap<CString, Known>,
 }
@@ -169,7 +169,7 @@ impl Agents for Engines {
         let server = Engine::new(library, &name, &config(&options, options.port)).map_err(refused)?;
         let engine = server.desc().map_err(refused)?;
         let blob = Blob { version: library.version.clone(), engine, ..Blob::default() };
-        let (regions, peers) = (HashMap::new(), HashMap::new());
+        let (regions, peers) = (BTreeMap::new(), HashMap::new());
         let server = Some(server);
         Ok(Engines { library, options, name, server, reader: None, generation: 0, regions, blob, peers })
     }
@@ -194,7 +194,7 @@ impl Agents for Engines {
         Ok(self.blob.encode())
     }
 
-    fn regions(&self) -> &HashMap<u32, Range> {
+    fn regions(&self) -> &BTreeMap<u32, Range> {
         &self.regions
     }
 

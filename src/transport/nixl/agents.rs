@@ -12,7 +12,7 @@ use super::sys::{self, Agent, Failure, Library, Range, Request};
 use crate::error::{Error, Result, Status};
 use crate::memory::SharedMemory;
 use crate::transport::vendor::{self, Peer, Piece, State, Unread, unique_name};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub struct Agents {
     /// `None`: it is being replaced, or could not be.
     reader: Option<Agent>,
     generation: u64,
-    regions: HashMap<u32, Range>,
+    regions: BTreeMap<u32, Range>,
     /// Staging memory that no read uses.
     free: Vec<Slot>,
     /// Staging memory that the reader may still write to.
@@ -74,7 +74,7 @@ impl vendor::Agents for Agents {
         let library = library::load(options.library.as_deref())?;
         let name = unique_name()?;
         let server = Some(start(library, &options, &name)?);
-        let regions = HashMap::new();
+        let regions = BTreeMap::new();
         let (free, retired) = (Vec::new(), Vec::new());
         let mut agents = Agents { library, options, name, server, reader: None, generation: 0, regions, free, retired };
         match agents.renew() {
@@ -98,7 +98,7 @@ impl vendor::Agents for Agents {
         self.server.as_mut().ok_or_else(ended)?.metadata().map_err(backend)
     }
 
-    fn regions(&self) -> &HashMap<u32, Range> {
+    fn regions(&self) -> &BTreeMap<u32, Range> {
         &self.regions
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Piece, Range};
 use crate::error::{Error, Result, Status};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub struct Peer {
     /// The library's own metadata of it.
     pub metadata: Vec<u8>,
     /// Address and length.
-    pub regions: HashMap<u32, (u64, u64)>,
+    pub regions: BTreeMap<u32, (u64, u64)>,
 }
 
 /// What options of every such transport say.
@@ -89,7 +89,7 @@ pub trait Agents: Sized + Send + 'static {
     /// Makes a region readable by peers and usable by reads; returns what peers have to know now.
     fn register(&mut self, region: u32, memory: Range) -> Result<Vec<u8>>;
     /// What is registered.
-    fn regions(&self) -> &HashMap<u32, Range>;
+    fn regions(&self) -> &BTreeMap<u32, Range>;
 
     /// Staging memory for one read.
     fn slot(&mut self) -> Result<Self::Slot>;

@@ -8,9 +8,6 @@ use crate::transport::{Done, Job};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 
-/// Bytes that the reactor moves in one go, in about 50 µs.
-const SLICE: u64 = 256 << 10;
-
 pub(super) struct Desk<A: Agents, R> {
     /// `None` before it begins and after it has ended. Whoever holds it may be inside the library for long.
     worker: Mutex<Option<Worker<A, R>>>,
@@ -65,13 +62,14 @@ impl<A: Agents, R: Report> Desk<A, R> {
         self.leave(Command::Start(job));
     }
 
-    /// The reactor's turn, if nobody is at it: a slice of what is prompt. Returns what has ended, and whether it would go on.
+    /// The reactor's turn, if nobody is at it: looks at what is under way, and posts one read that is prompt. Returns what
+    /// has ended, and whether it would go on.
     pub fn lend_a_hand(&self) -> (Vec<Done>, bool) {
         let mut held = self.worker.try_lock();
         let Some(Some(worker)) = held.as_deref_mut() else { return Default::default() };
         let waited = worker.waits();
-        let ended = worker.post_in_hand(SLICE);
-        if worker.waits() && !waited {
+        let (ended, room) = worker.turn_in_hand();
+        if worker.waits() && (room || !waited) {
             self.call(|c| c.more = true);
         }
         (ended, worker.any_prompt())

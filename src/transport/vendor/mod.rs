@@ -2,7 +2,7 @@
 //!
 //! The destination pulls; nothing writes into a peer's memory, and what else such libraries have (notifications, listeners,
 //! metadata servers) is not used. Calls into the library are made by a thread of the transport's own, since some of them wait
-//! before they return; but for reads that are copied while they are posted, which the reactor posts in slices (`desk.rs`).
+//! before they return; but for reads that are copied while they are posted, which the reactor posts (`desk.rs`).
 //!
 //! Such libraries cannot cancel. Data lands in the blocks, or in memory of the transport's own from which it is copied, so
 //! that a cancel ends a job at once, whatever still arrives. A job whose blocks are being read into is only reported as ended
@@ -242,7 +242,7 @@ impl<A: Agents> Transport for Vendor<A> {
             let text = format!("our backend is {ours}, the peer's {backend}");
             return Err(Error::new(Status::TransportUnavailable, text));
         }
-        let regions: HashMap<u32, (u64, u64)> = regions.iter().map(|r| (r.index, (r.addr, r.len))).collect();
+        let regions: BTreeMap<u32, (u64, u64)> = regions.iter().map(|r| (r.index, (r.addr, r.len))).collect();
         if !regions.is_empty() {
             let peer = Peer { agent, metadata: blob, regions };
             match A::vet(&peer) {

@@ -3,7 +3,7 @@
 mod ending;
 mod flight;
 
-use super::batch::{Cursor, Ends};
+use super::batch::{self, Cursor, Ends};
 use super::{Agents, Landing, Peer, Range, VendorOptions};
 use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Job, JobId, LinkId};
@@ -59,6 +59,8 @@ struct Link {
 
 struct Running {
     job: Job,
+    /// Its spans are gathered in memory of our own, even where they could go straight into the blocks.
+    gathers: bool,
     /// What has not been posted yet.
     todo: VecDeque<(Cursor, Cursor)>,
     moved: u64,
@@ -165,21 +167,21 @@ impl<A: Agents, R: Report> Worker<A, R> {
         self.jobs.get(id).is_some_and(|r| self.is_prompt(&r.job))
     }
 
-    /// Whether a job's reads will be copied straight into the blocks while they are posted.
+    /// Whether a job's reads will be copied while they are posted.
     pub fn is_prompt(&self, job: &Job) -> bool {
-        let prompt = A::SWIFT && self.links.get(&job.link).is_some_and(|l| l.prompt >= PROVEN);
-        prompt && !job.staged && self.landing != Landing::Staged && self.replacing.is_none()
+        A::SWIFT && self.replacing.is_none() && self.links.get(&job.link).is_some_and(|l| l.prompt >= PROVEN)
     }
 
-    /// The reactor's turn: one read, of so many bytes at most, of a job that [`is_prompt`](Worker::is_prompt). Returns what
-    /// has ended.
-    pub fn post_in_hand(&mut self, most: u64) -> Vec<Done> {
-        let Some(at) = self.turns.iter().position(|id| self.is_prompt_id(id)) else { return Vec::new() };
+    /// The reactor's turn: looks at what is under way, and posts one read of a job that [`is_prompt`](Worker::is_prompt).
+    /// Returns what has ended, and whether there is room for further reads since.
+    pub fn turn_in_hand(&mut self) -> (Vec<Done>, bool) {
         self.in_hand = Some(Vec::new());
-        if let Some(id) = self.turns.remove(at) {
-            self.post_next(id, most);
+        let room = self.look();
+        let prompt = self.turns.iter().position(|id| self.is_prompt_id(id));
+        if let Some(id) = prompt.and_then(|at| self.turns.remove(at)) {
+            self.post_next(id);
         }
-        self.in_hand.take().unwrap_or_default()
+        (self.in_hand.take().unwrap_or_default(), room)
     }
 
     fn report(&mut self, done: Done) {
@@ -240,12 +242,13 @@ impl<A: Agents, R: Report> Worker<A, R> {
     }
 
     /// Takes a job in.
-    pub fn start(&mut self, job: Job) {
+    pub fn start(&mut self, mut job: Job) {
         let id = job.id;
         let to = Cursor { span: job.spans.len(), within: 0 };
         let checked = self.check(&job);
         let todo = VecDeque::from([(Cursor::default(), to)]);
-        self.jobs.insert(id, Running { job, todo, moved: 0, held: false, failure: None });
+        let gathers = batch::gather(&mut job.spans) || job.staged;
+        self.jobs.insert(id, Running { job, gathers, todo, moved: 0, held: false, failure: None });
         match checked {
             Ok(()) => self.turns.push_back(id),
             Err(e) => self.fail(id, e),

@@ -2,7 +2,7 @@
 
 use super::{Report, Worker};
 use crate::error::{Error, Result, Status};
-use crate::transport::vendor::batch::{self, BATCH_BYTES, Batch, Cursor, Ends, Place};
+use crate::transport::vendor::batch::{self, Batch, Cursor, Ends, Place};
 use crate::transport::vendor::{Agents, Landing, Peer, Piece, State, Unread};
 use crate::transport::{JobId, LinkId};
 use crate::wire::{BOARD_REGION, LeaseMark};
@@ -57,15 +57,15 @@ impl<A: Agents, R: Report> Worker<A, R> {
                 self.turns.push_back(id);
                 continue;
             }
-            self.post_next(id, BATCH_BYTES);
+            self.post_next(id);
             return true;
         }
         false
     }
 
-    /// Posts a job's next read, of so many bytes at most.
-    pub(super) fn post_next(&mut self, id: JobId, most: u64) {
-        match self.post_one(id, most) {
+    /// Posts a job's next read.
+    pub(super) fn post_next(&mut self, id: JobId) {
+        match self.post_one(id) {
             Ok(true) => self.turns.push_back(id),
             Ok(false) => self.end_job_if_over(id),
             Err(e) => self.fail(id, e),
@@ -73,7 +73,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
     }
 
     /// Returns whether there is more to post.
-    fn post_one(&mut self, id: JobId, most: u64) -> Result<bool> {
+    fn post_one(&mut self, id: JobId) -> Result<bool> {
         let (Some(running), Some(agents)) = (self.jobs.get_mut(&id), &mut self.agents) else { return Ok(false) };
         let Some((from, to)) = running.todo.pop_front() else { return Ok(false) };
         let job = &running.job;
@@ -81,12 +81,12 @@ impl<A: Agents, R: Report> Worker<A, R> {
         let straight = match self.landing {
             Landing::Direct => true,
             Landing::Staged => false,
-            Landing::Auto => link.prompt >= PROVEN && !job.staged,
+            Landing::Auto => link.prompt >= PROVEN && !running.gathers,
         };
         let slot = if straight { None } else { Some(agents.slot()?) };
         let ends = Ends { own: agents.regions(), peer: &link.peer.regions };
         let made = match &slot {
-            None => batch::direct(&job.spans, from, to, ends, most),
+            None => batch::direct(&job.spans, from, to, ends),
             Some(slot) => batch::staged(&job.spans, from, to, ends, A::range(slot), job.staged),
         };
         let batch = match made {
