@@ -1,4 +1,5 @@
-//! NIXL driven as vLLM drives it: lists of all blocks prepared once, one transfer per request, polled until it is complete.
+//! NIXL driven as vLLM drives it: lists of all blocks prepared once, one transfer per request, with a notification to the
+//! source that its blocks were read, polled until it is complete.
 
 use super::abi::{Config, DRAM, Handle, IN_PROGRESS, OK, READ};
 use super::wheel;
@@ -14,6 +15,7 @@ const DELAY_US: u64 = 1000;
 pub struct Bare {
     library: Handle,
     agent: Handle,
+    backend: Handle,
     options: Handle,
 }
 
@@ -62,7 +64,7 @@ impl Bare {
             call!(l, register_mem(*agent, *list, *options): (Handle, Handle, Handle)),
         ];
         assert_eq!(codes, [OK; 9]);
-        Bare { library: l, agent: *agent, options: *options }
+        Bare { library: l, agent: *agent, backend: *backend, options: *options }
     }
 
     pub fn metadata(&self) -> Vec<u8> {
@@ -120,11 +122,44 @@ impl Bare {
 
     /// A request made from prepared lists.
     pub fn make(&self, local: Handle, to: &[c_int], remote: Handle, from: &[c_int]) -> Handle {
+        self.make_with(self.options, local, to, remote, from)
+    }
+
+    fn make_with(&self, options: Handle, local: Handle, to: &[c_int], remote: Handle, from: &[c_int]) -> Handle {
         let mut request = null_mut();
         let (n, to, from) = (to.len(), to.as_ptr(), from.as_ptr());
-        let code = call!(self.library, make_xfer_req(self.agent, READ, local, to, n, remote, from, n, &mut request, self.options): (Handle, c_int, Handle, *const c_int, usize, Handle, *const c_int, usize, *mut Handle, Handle));
+        let code = call!(self.library, make_xfer_req(self.agent, READ, local, to, n, remote, from, n, &mut request, options): (Handle, c_int, Handle, *const c_int, usize, Handle, *const c_int, usize, *mut Handle, Handle));
         assert_eq!(code, OK);
         request
+    }
+
+    /// A request with a notification that names it, as vLLM's do.
+    fn make_told(&self, name: &str, local: Handle, to: &[c_int], remote: Handle, from: &[c_int]) -> Handle {
+        let l = self.library;
+        let (mut options, text) = (null_mut(), format!("{name}:1"));
+        let codes = [
+            call!(l, create_opt_args(&mut options): (*mut Handle)),
+            call!(l, opt_args_add_backend(options, self.backend): (Handle, Handle)),
+            call!(l, opt_args_set_notif_msg(options, text.as_ptr().cast(), text.len()): (Handle, *const c_void, usize)),
+            call!(l, opt_args_set_has_notif(options, true): (Handle, bool)),
+        ];
+        assert_eq!(codes, [OK; 4]);
+        let request = self.make_with(options, local, to, remote, from);
+        assert_eq!(call!(l, destroy_opt_args(options): (Handle)), OK);
+        request
+    }
+
+    /// Takes the notifications that have come, as a source does in every step; returns how many agents sent some.
+    pub fn notifications(&self) -> usize {
+        let (mut map, mut agents) = (null_mut(), 0);
+        let codes = [
+            call!(self.library, create_notif_map(&mut map): (*mut Handle)),
+            call!(self.library, get_notifs(self.agent, map, self.options): (Handle, Handle, Handle)),
+            call!(self.library, notif_map_size(map, &mut agents): (Handle, *mut usize)),
+            call!(self.library, destroy_notif_map(map): (Handle)),
+        ];
+        assert_eq!(codes, [OK; 4]);
+        agents
     }
 
     /// A request of its own lists.
@@ -153,10 +188,10 @@ impl Bare {
         posted
     }
 
-    /// One transfer; returns how long it took to post.
-    pub fn read(&self, local: Handle, to: &[c_int], remote: Handle, from: &[c_int]) -> Duration {
+    /// One transfer of a request of this name; returns how long it took to post.
+    pub fn read(&self, name: &str, local: Handle, to: &[c_int], remote: Handle, from: &[c_int]) -> Duration {
         let begin = Instant::now();
-        let request = self.make(local, to, remote, from);
+        let request = self.make_told(name, local, to, remote, from);
         begin.elapsed() + self.run(request)
     }
 }

@@ -67,7 +67,7 @@ pub fn print(world: &World) {
             timed(&mut loaded, || name = bare.connect(&world.bare[w]));
             let mut far = std::ptr::null_mut();
             timed(&mut lists, || far = bare.prepare(&name, world.far(BLOCK), all));
-            timed(&mut first, || _ = bare.read(local, &[0], far, &[0]));
+            timed(&mut first, || _ = bare.read("first", local, &[0], far, &[0]));
             bare.release(far);
             bare.forget(&name);
         }

@@ -103,6 +103,7 @@ fn child() {
         let number = |i: usize| words[i].parse::<usize>().unwrap();
         match words[0] {
             "offer" => {
+                bare.iter().for_each(|b| _ = b.notifications());
                 let ids = ids(SIZES[number(1) % SIZES.len()], number(2), number(4) as u64);
                 writeln!(out, "{}", hex(&offer(&agents[number(1)], words[3], &ids))).unwrap();
             }

@@ -59,11 +59,11 @@ pub fn print(world: &mut World) {
             continue;
         }
         let bare = Bare::new(&format!("requests {way}"), engine, &world.memory);
-        let name = bare.connect(&world.bare[w]);
+        let source = bare.connect(&world.bare[w]);
         for (s, size) in SIZES.into_iter().enumerate().filter(|(_, size)| wanted(&format!("{way}/{size}"))) {
             let i = w * SIZES.len() + s;
             let all = (LAYERS * blocks_of(size)) as i32;
-            let (local, far) = (bare.prepare(c"", world.own(size), all), bare.prepare(&name, world.far(size), all));
+            let (local, far) = (bare.prepare(c"", world.own(size), all), bare.prepare(&source, world.far(size), all));
             let agent = &world.agents[i];
             let peer = agent.handshake(&world.addresses[i], Direction::Inbound, 0).unwrap();
             wait(agent, EventKind::Handshake);
@@ -76,13 +76,13 @@ pub fn print(world: &mut World) {
                 // take turns. The first rounds warm up.
                 for (round, sleeps) in (0..rounds).map(|r| (r, 0)).chain((0..rounds).map(|r| (r, 2))) {
                     for turn in [sleeps + round % 2, sleeps + (round + 1) % 2] {
-                        let offer = format!("offer {i} {BLOCKS} r{layers}-{round}-{turn}-{seed} {seed}");
-                        let ticket = unhex(&world.remote.ask(&offer));
+                        let name = format!("r{layers}-{round}-{turn}-{seed}");
+                        let ticket = unhex(&world.remote.ask(&format!("offer {i} {BLOCKS} {name} {seed}")));
                         let before = world.remote.cpu();
                         let begin = Instant::now();
                         let posted = match turn {
                             0 => read_polling(agent, peer, &ticket, &to_ids, layers),
-                            1 | 3 => bare.read(local, &to, far, &from),
+                            1 | 3 => bare.read(&name, local, &to, far, &from),
                             _ => read(agent, peer, &ticket, &to_ids, layers),
                         };
                         let time = begin.elapsed();
