@@ -8,6 +8,7 @@ use super::listener::Listener;
 use super::net::{Connected, Order};
 use super::sockets::{Socket, Visitor};
 use super::transports::Transports;
+use super::waker::LATER;
 use super::{Shared, address};
 use crate::error::{Error, Result, Status};
 use crate::memory::{Memory, SharedMemory};
@@ -48,6 +49,7 @@ pub(super) struct Reactor {
     done: Vec<Done>,
     /// Messages that events overtake.
     held: Vec<(ConnId, Message)>,
+    held_until: Instant,
     told: bool,
     more: bool,
     due: Option<Instant>,
@@ -102,6 +104,7 @@ impl Reactor {
             outputs: Vec::new(),
             done: Vec::new(),
             held: Vec::new(),
+            held_until: Instant::now(),
             told: false,
             more: false,
             due: None,
@@ -127,7 +130,7 @@ impl Reactor {
             self.more = self.move_data(ready, budget)?;
             // What follows from ended jobs may have to be moved, or reported by the transports.
             self.more |= self.pump(haste);
-            if !self.told || haste == Haste::No {
+            if haste == Haste::No || !(self.told || self.more) || now >= self.held_until {
                 self.send_held();
             }
             self.more |= !self.held.is_empty();
@@ -185,6 +188,9 @@ impl Reactor {
             for o in outputs.drain(..) {
                 match o {
                     Output::Send { conn, message } if haste == Haste::Yes || !self.held.is_empty() => {
+                        if self.held.is_empty() {
+                            self.held_until = now + LATER;
+                        }
                         self.held.push((conn, message));
                     }
                     // These may overtake messages; anything else keeps its place behind them.
