@@ -47,8 +47,9 @@ pub(super) struct Reactor {
     buffer: Vec<u8>,
     outputs: Vec<Output>,
     done: Vec<Done>,
-    /// Messages that events overtake.
+    /// Messages that are overtaken.
     held: Vec<(ConnId, Message)>,
+    /// When they leave at the latest.
     held_until: Instant,
     told: bool,
     more: bool,
@@ -113,7 +114,7 @@ impl Reactor {
 
     /// One turn: what is ready, what callers left, timers, and a slice of the data.
     ///
-    /// With `haste`, messages that an event has overtaken are left to the next turn: sending wakes the other side, which
+    /// With `haste`, data and its event overtake messages, for a millisecond at most: sending wakes the other side, which
     /// takes longer than a small transfer, and the engine waits for its event.
     pub fn turn(&mut self, ready: &[Ready], budget: u64, haste: Haste) -> Result<()> {
         self.on_ready(ready);

@@ -27,15 +27,13 @@ class Case:
     prefix_caching: bool = False
     transport: str = "host"
     dtype: str = "float32"
-    #: Arguments of both servers, and of each.
-    arguments: tuple[str, ...] = ()
-    own: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    arguments: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     environment: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         words = [self.model, f"tp{self.tp[0]}", f"tp{self.tp[1]}", self.mode]
         words += [] if self.block is None else [f"blocks-{self.block[0]}-{self.block[1]}"]
-        words += ["chunked"] * bool(self.arguments) + [self.transport] * (self.transport != "host")
+        words += ["chunked"] * (CHUNKED in self.arguments) + [self.transport] * (self.transport != "host")
         return "-".join(words)
 
 
@@ -55,11 +53,11 @@ CASES = [
     Case("granite", tp=(1, 2)),
     Case("qwen3_next", tp=(2, 1), dtype="bfloat16"),
     Case("deepseek_v2", tp=(2, 1)),
-    Case("llama", arguments=CHUNKED),
+    Case("llama", arguments=(CHUNKED, CHUNKED)),
     Case("granite", transport="nixl"),
     Case("granite", transport="mori"),
     Case("llama", mode="write"),
-    Case("llama", mode="write", arguments=CHUNKED),
+    Case("llama", mode="write", arguments=(CHUNKED, CHUNKED)),
     Case("gemma3", mode="write"),
     Case("deepseek_v2", mode="write"),
     Case("granite", mode="write"),
@@ -79,7 +77,7 @@ class Servers:
         self.address = f"127.0.0.1:{free_port()}"
         pair = []
         for i, role in enumerate(("kv_producer", "kv_consumer")):
-            arguments = [*case.arguments, *case.own[i]]
+            arguments = [*case.arguments[i]]
             if case.tp[i] > 1:
                 arguments.append(f"--tensor-parallel-size={case.tp[i]}")
             if case.block is not None:

@@ -175,9 +175,9 @@ IN_TURN = (*FEW, "--enable-chunked-prefill", "--max-num-batched-tokens=256", "--
 @pytest.mark.parametrize(
     ("case", "length", "tokens"),
     [
-        (Case("llama", own=(IN_TURN, ())), 600, TOKENS),
-        (Case("llama", mode="write", own=(IN_TURN, ())), 600, TOKENS),
-        (Case("llama", own=((), FEW)), 300, 200),
+        (Case("llama", arguments=(IN_TURN, ())), 600, TOKENS),
+        (Case("llama", mode="write", arguments=(IN_TURN, ())), 600, TOKENS),
+        (Case("llama", arguments=((), FEW)), 300, 200),
     ],
     ids=["prefill, read", "prefill, write", "decode"],
 )
@@ -189,7 +189,7 @@ def test_requests_that_are_preempted_are_computed_again(
         wanted = [servers.decode.ask(prompt, tokens) for prompt in asked]
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda prompt: servers.ask(prompt, tokens), asked))
-        preempting = servers.prefill if case.own[0] else servers.decode
+        preempting = servers.prefill if case.arguments[0] else servers.decode
         assert preempting.metric("vllm:num_preemptions_total") > 0
         for answer, alone in zip(answers, wanted, strict=True):
             assert_equal(answer, alone, TOLERANCE[case.dtype])

@@ -1,5 +1,5 @@
 //! Who drives the worker: the reactor for reads that are copied while they are posted, since waking a thread takes longer than
-//! many of them, and its thread for everything else.
+//! many of them, and its thread for everything else. Both look at what is under way.
 
 use super::Agents;
 use super::worker::{Command, Next, Report, Worker};

@@ -135,6 +135,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
         if self.close() {
             self.replace_if_due();
         }
+        self.forget_links();
         if worked {
             self.pause = SHORTEST;
             return Next::Now;
@@ -155,7 +156,8 @@ impl<A: Agents, R: Report> Worker<A, R> {
     /// There is work for the thread.
     pub fn waits(&self) -> bool {
         let only_prompt = self.turns.iter().all(|id| self.is_prompt_id(id));
-        !only_prompt || !self.flights.is_empty() || self.replacing.is_some() || self.closing.is_some()
+        let gone = self.links.values().any(|l| l.gone);
+        !only_prompt || gone || !self.flights.is_empty() || self.replacing.is_some() || self.closing.is_some()
     }
 
     /// There is work for the reactor.
@@ -206,7 +208,6 @@ impl<A: Agents, R: Report> Worker<A, R> {
                 if let Some(l) = self.links.get_mut(&link) {
                     l.gone = true;
                 }
-                self.forget_links();
             }
             Command::Start(job) => self.start(job),
             Command::Cancel { job, reason } => self.fail(job, reason),

@@ -62,7 +62,6 @@ impl<A: Agents, R: Report> Worker<A, R> {
                 None => {}
             }
         }
-        self.forget_links();
     }
 
     /// Ends the reader and all that is under way with it; the reads of jobs that are still wanted are to be done again. Where

@@ -168,7 +168,8 @@ impl<A: Agents, R: Report> Worker<A, R> {
         self.launch(id, end, word, Some(slot), Some(mark)).is_ok()
     }
 
-    /// Looks at every read that is under way; returns whether one has ended.
+    /// Looks at every read that is under way; returns whether one has ended. Failures are left to the thread: what follows
+    /// from them may wait.
     pub(super) fn look(&mut self) -> bool {
         let before = self.flights.len();
         for at in (0..before).rev() {
@@ -177,7 +178,9 @@ impl<A: Agents, R: Report> Worker<A, R> {
                 continue;
             }
             let state = agents.state(&mut f.request);
-            self.settle(at, state);
+            if self.in_hand.is_none() || !matches!(state, State::Failed(_)) {
+                self.settle(at, state);
+            }
         }
         self.flights.len() < before
     }
@@ -213,7 +216,6 @@ impl<A: Agents, R: Report> Worker<A, R> {
             let id = r.job.id;
             self.end_job_if_over(id);
         }
-        self.forget_links();
     }
 
     /// The peer's memory cannot be read any more: nothing of this link can.
@@ -233,6 +235,5 @@ impl<A: Agents, R: Report> Worker<A, R> {
             let error = unreadable::<A>(&l.peer, &e);
             self.break_link(link, error);
         }
-        self.forget_links();
     }
 }
