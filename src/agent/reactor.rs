@@ -349,6 +349,8 @@ impl Reactor {
     fn lose(&mut self, conn: ConnId, error: Error) {
         self.close(conn);
         self.shared.endpoint.lock().handle_closed(Instant::now(), conn, error);
+        // What follows has to be carried out, also where messages were all that was left of a turn.
+        self.more = true;
     }
 
     fn close(&mut self, conn: ConnId) {

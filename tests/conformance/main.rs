@@ -103,4 +103,8 @@ conformance! {
     nixl_ucx_tcp: crate::transport::NIXL_UCX_TCP;
     mori_rdma: crate::transport::MORI_RDMA;
     mori_rdma_4: crate::transport::MORI_RDMA_4;
+    cma_spinning: crate::transport::CMA_SPINNING;
+    tcp_spinning: crate::transport::TCP_SPINNING;
+    nixl_ucx_spinning: crate::transport::NIXL_UCX_SPINNING;
+    nixl_ucx_tcp_spinning: crate::transport::NIXL_UCX_TCP_SPINNING;
 }

@@ -65,8 +65,7 @@ impl Rank {
             return stash.remove(at).unwrap();
         }
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Some(e) = self.agent.events().poll(1, Some(left)).pop() else {
+            let Some(e) = self.poll(deadline) else {
                 panic!("waited in vain for {what}; had {:?}", stash.iter().map(brief).collect::<Vec<_>>());
             };
             assert_ne!(e.kind, EventKind::AgentFailed, "{}", e.text);
@@ -74,6 +73,17 @@ impl Rank {
                 return e;
             }
             stash.push_back(e);
+        }
+    }
+
+    fn poll(&self, deadline: Instant) -> Option<Event> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let wait = if self.transport.spins { Duration::ZERO } else { left };
+            let found = self.agent.poll(1, Some(wait)).pop();
+            if found.is_some() || left.is_zero() {
+                return found;
+            }
         }
     }
 

@@ -20,6 +20,8 @@ pub struct Transport {
     pub pulls: bool,
     /// Name of threads that poll without a pause, or "-".
     pub polls: &'static str,
+    /// Engines poll for their events in a loop, and so take the reactor's turns.
+    pub spins: bool,
     enable: fn(&mut AgentConfig, bool),
 }
 
@@ -73,6 +75,7 @@ pub const SHM: Transport = Transport {
     shareable: true,
     pulls: true,
     polls: "-",
+    spins: false,
     enable: |c, on| c.host.shm = on,
 };
 pub const CMA: Transport = Transport {
@@ -81,6 +84,7 @@ pub const CMA: Transport = Transport {
     shareable: false,
     pulls: true,
     polls: "-",
+    spins: false,
     enable: |c, on| c.host.cma = on,
 };
 pub const TCP: Transport = Transport {
@@ -89,6 +93,7 @@ pub const TCP: Transport = Transport {
     shareable: false,
     pulls: false,
     polls: "-",
+    spins: false,
     enable: |c, on| c.host.tcp = on,
 };
 /// What UCX chooses on one host: copies across processes, and TCP beside them.
@@ -98,6 +103,7 @@ pub const NIXL_UCX: Transport = Transport {
     shareable: false,
     pulls: true,
     polls: "-",
+    spins: false,
     enable: |c, on| c.nixl = on.then(|| ucx("")),
 };
 /// What UCX does between hosts without special cards.
@@ -107,6 +113,7 @@ pub const NIXL_UCX_TCP: Transport = Transport {
     shareable: false,
     pulls: true,
     polls: "-",
+    spins: false,
     enable: |c, on| c.nixl = on.then(|| ucx("TLS=tcp")),
 };
 
@@ -117,6 +124,7 @@ pub const MORI_RDMA: Transport = Transport {
     shareable: false,
     pulls: true,
     polls: "mori",
+    spins: false,
     enable: |c, on| c.mori = on.then(|| mori(1)),
 };
 pub const MORI_RDMA_4: Transport = Transport {
@@ -125,10 +133,28 @@ pub const MORI_RDMA_4: Transport = Transport {
     shareable: false,
     pulls: true,
     polls: "mori",
+    spins: false,
     enable: |c, on| c.mori = on.then(|| mori(4)),
 };
 
-const ALL: &[Transport] = &[SHM, CMA, TCP, NIXL_UCX, NIXL_UCX_TCP, MORI_RDMA, MORI_RDMA_4];
+pub const CMA_SPINNING: Transport = Transport { label: "cma-spinning", spins: true, ..CMA };
+pub const TCP_SPINNING: Transport = Transport { label: "tcp-spinning", spins: true, ..TCP };
+pub const NIXL_UCX_SPINNING: Transport = Transport { label: "nixl-ucx-spinning", spins: true, ..NIXL_UCX };
+pub const NIXL_UCX_TCP_SPINNING: Transport = Transport { label: "nixl-ucx-tcp-spinning", spins: true, ..NIXL_UCX_TCP };
+
+const ALL: &[Transport] = &[
+    SHM,
+    CMA,
+    TCP,
+    NIXL_UCX,
+    NIXL_UCX_TCP,
+    MORI_RDMA,
+    MORI_RDMA_4,
+    CMA_SPINNING,
+    TCP_SPINNING,
+    NIXL_UCX_SPINNING,
+    NIXL_UCX_TCP_SPINNING,
+];
 
 /// Transfers are spread over so many queue pairs.
 fn mori(qp_per_transfer: u32) -> MoriOptions {

@@ -96,7 +96,7 @@ pub(super) fn gather(spans: &mut [Span]) -> bool {
     let bytes = spans.iter().fold(0u64, |sum, s| sum.saturating_add(s.len));
     let pays = (forwards + backwards).saturating_mul(PIECE_BYTES) > bytes;
     if pays && backwards > 0 {
-        spans.sort_unstable_by_key(|s| (s.src_region, s.src_offset));
+        spans.sort_by_key(|s| (s.src_region, s.src_offset));
     }
     pays
 }
