@@ -33,7 +33,7 @@ demo-router: lib
 	$(CXX) -std=c++17 -O2 -Wall -Wextra -Wpedantic -Werror examples/router/instance.cpp $(CLINK) \
 		$$(pkg-config --cflags --libs cpp-httplib libcrypto) -pthread -o $(EXAMPLES)/instance
 	@where=$$(sh scripts/vllm-router.sh) && KVLINK_LIBRARY=$(CURDIR)/$(RELEASE)/libkvlink.so \
-		PYTHONPATH=$(CURDIR)/bindings/python/src "$$where/bin/python" examples/router/demo.py $(EXAMPLES)/instance $(MODES)
+		PYTHONPATH=$(CURDIR)/bindings/python/src:$(CURDIR)/tests/tools "$$where/bin/python" examples/router/demo.py $(EXAMPLES)/instance $(MODES)
 
 test: prefix
 	@sh scripts/setup.sh test
@@ -59,7 +59,7 @@ test-vllm: lib
 # NixlConnector and KVLinkConnector in real vLLM servers on this CPU. Options: MODELS="llama granite"
 bench-vllm: lib
 	@where=$$(sh scripts/vllm.sh) && mkdir -p target/vllm && KVLINK_TEST_DIR=$(CURDIR)/target/vllm \
-		PYTHONPATH=$(CURDIR)/bindings/python/src:$(CURDIR)/tests/vllm "$$where/bin/python" benches/vllm/bench.py $(MODELS)
+		PYTHONPATH=$(CURDIR)/bindings/python/src:$(CURDIR)/tests/tools:$(CURDIR)/tests/vllm "$$where/bin/python" benches/vllm/bench.py $(MODELS)
 
 # The Go binding. Fetches Go where it is missing or too old.
 test-go: prefix

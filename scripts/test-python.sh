@@ -80,7 +80,7 @@ else
     "$tools/auditwheel" show "$wheel" >"$work/audit.log" 2>&1
     check "auditwheel finds another tag than $tag: see $work/audit.log" grep -q "\"$tag\"" "$work/audit.log"
     tests --ignore=tests/test_torch.py
-    linted=". ../../benches/bindings ../../benches/vllm ../../examples/router ../../tests/vllm"
+    linted=". ../../benches/bindings ../../benches/vllm ../../examples/router ../../tests/tools ../../tests/vllm"
     check "mypy" sh -c "cd '$package' && '$tools/mypy' --cache-dir '$work/mypy'"
     check "ruff check" sh -c "cd '$package' && '$tools/ruff' check --no-cache $linted"
     check "ruff format" sh -c "cd '$package' && '$tools/ruff' format --no-cache --check $linted"

@@ -10,7 +10,7 @@ KVLINK_ROUTER=$(sh "$root/scripts/vllm-router.sh")/bin/vllm-router || exit 1
 KVLINK_VLLM_SOURCE=$(sh "$root/scripts/vllm-source.sh") || exit 1
 KVLINK_MORI=$(sh "$root/scripts/setup.sh" mori >&2 && sh "$root/scripts/mori.sh") || exit 1
 export KVLINK_ROUTER KVLINK_VLLM_SOURCE KVLINK_MORI
-export PYTHONPATH=$root/bindings/python/src
+export PYTHONPATH=$root/bindings/python/src:$root/tests/tools
 mkdir -p "$KVLINK_TEST_DIR"
 report=$KVLINK_TEST_DIR/junit.xml
 rm -f "$report"

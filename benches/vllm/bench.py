@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from servers import PREFILL, Server, free_port
+from ports import free_port
+from servers import PREFILL, Server
 
 LENGTHS = (100, 300, 600, 900)
 REPEATS = 8

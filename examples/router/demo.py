@@ -12,7 +12,6 @@ import concurrent.futures
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,25 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from instance import LAYERS, PATIENCE, cache_of, digest
+from ports import free_port
 
 HERE = Path(__file__).parent
 # An answer that takes longer than this counts as hanging: twice the instances' patience, and time for the machine.
 HANGING = 4 * PATIENCE
-
-
-HELD: list[socket.socket] = []
-
-
-def free_port() -> int:
-    """A port that nobody else is given while this process runs: a socket that does not listen holds it.
-
-    A server that sets SO_REUSEADDR may listen there.
-    """
-    held = socket.socket()
-    HELD.append(held)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return int(held.getsockname()[1])
 
 
 def post(address: str, body: dict[str, Any], request_id: str = "") -> tuple[str, str]:

@@ -131,8 +131,9 @@ impl Reactor {
             self.more = self.move_data(ready, budget)?;
             // What follows from ended jobs may have to be moved, or reported by the transports.
             self.more |= self.pump(haste);
-            if haste == Haste::No || !(self.told || self.more) || now >= self.held_until {
-                self.send_held();
+            let may_wait = (self.told || self.more) && now < self.held_until;
+            if !self.held.is_empty() && !may_wait {
+                self.more |= self.pump(Haste::No);
             }
             self.more |= !self.held.is_empty();
             self.listener.handle_timeout(now, &self.poller);
@@ -182,6 +183,11 @@ impl Reactor {
             }
             if outputs.is_empty() {
                 self.outputs = outputs;
+                if haste == Haste::No && !self.held.is_empty() {
+                    // A message that cannot be sent has consequences.
+                    self.send_held();
+                    continue;
+                }
                 self.untold = 0;
                 return worked;
             }
@@ -203,9 +209,6 @@ impl Reactor {
                 }
             }
             self.outputs = outputs;
-            if haste == Haste::No {
-                self.send_held();
-            }
         }
     }
 
@@ -349,8 +352,6 @@ impl Reactor {
     fn lose(&mut self, conn: ConnId, error: Error) {
         self.close(conn);
         self.shared.endpoint.lock().handle_closed(Instant::now(), conn, error);
-        // What follows has to be carried out, also where messages were all that was left of a turn.
-        self.more = true;
     }
 
     fn close(&mut self, conn: ConnId) {

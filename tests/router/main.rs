@@ -375,7 +375,8 @@ fn with_instances(script: &str, name: &str, arguments: impl Fn(&Path) -> Vec<Pat
     let (Some(python), Some(native)) = (program("python"), native(name, &library)) else { return };
     let mut command = Command::new(python);
     command.arg(tools::root().join(script)).args(arguments(&native)).env("KVLINK_LIBRARY", library);
-    command.env("PYTHONPATH", tools::root().join("bindings/python/src")).env("PYTHONDONTWRITEBYTECODE", "1");
+    let modules = ["bindings/python/src", "tests/tools"].map(|m| tools::root().join(m));
+    command.env("PYTHONPATH", std::env::join_paths(modules).unwrap()).env("PYTHONDONTWRITEBYTECODE", "1");
     let text = tools::succeed(&mut command);
     assert!(text.ends_with("all right\n"), "{text}");
 }

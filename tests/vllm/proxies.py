@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from servers import ROOT, Refused, Server, ask, free_port
+from ports import free_port
+from servers import ROOT, Refused, Server, ask
 from test_equal import TOKENS, assert_equal
 
 START_SECONDS = 60

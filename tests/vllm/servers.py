@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from models import MODELS, path_of
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kvlink"
@@ -258,18 +258,3 @@ def disaggregated(prefill: Server, decode: Server, prompt: Sequence[int], tokens
     params = prefill.ask(prompt, 1, dict(PREFILL)).params
     assert params is not None
     return decode.ask(prompt, tokens, params)
-
-
-HELD: list[socket.socket] = []
-
-
-def free_port() -> int:
-    """A port that nobody else is given while this process runs: a socket that does not listen holds it.
-
-    A server that sets SO_REUSEADDR may listen there.
-    """
-    held = socket.socket()
-    HELD.append(held)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return int(held.getsockname()[1])

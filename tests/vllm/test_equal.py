@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from servers import PREFILL, Answer, Server, disaggregated, free_port
+from ports import free_port
+from servers import PREFILL, Answer, Server, disaggregated
 
 TOKENS = 24
 # In bfloat16 the order of operations shows: a divergence counts only where the tokens were not nearly as likely.
@@ -77,7 +78,7 @@ class Servers:
         self.address = f"127.0.0.1:{free_port()}"
         pair = []
         for i, role in enumerate(("kv_producer", "kv_consumer")):
-            arguments = [*case.arguments[i]]
+            arguments = list(case.arguments[i])
             if case.tp[i] > 1:
                 arguments.append(f"--tensor-parallel-size={case.tp[i]}")
             if case.block is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+from ports import free_port
 from proxies import ask_all, first_answer, moriio_proxy, nixl_proxy
-from servers import Server, free_port
+from servers import Server
 
 
 def registering(stack: ExitStack, logs: Path, discovery: int, mode: str, prefills: int) -> list[Server]:

@@ -6,8 +6,9 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from ports import free_port
 from proxies import ask_all, first_answer, router
-from servers import Server, free_port
+from servers import Server
 
 
 def test_two_prefill_and_two_decode_servers(logs: Path, prompts: list[list[int]]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 
 import pytest
+from ports import free_port
 from support import attention_layout
 
 import kvlink
@@ -22,21 +22,6 @@ HANDSHAKE = {
     "layers": [{"layer": "l0", "regions": ["AAEC"]}],
 }
 DONE = {"type": "write_done", "transfer_id": "tx-1", "num_writers": 2}
-
-
-HELD: list[socket.socket] = []
-
-
-def free_port() -> int:
-    """A port that nobody else is given while this process runs: a socket that does not listen holds it.
-
-    A server that sets SO_REUSEADDR may listen there.
-    """
-    held = socket.socket()
-    HELD.append(held)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return int(held.getsockname()[1])
 
 
 def test_workers_meet_and_tell() -> None:

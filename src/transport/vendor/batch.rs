@@ -86,12 +86,12 @@ fn outside(whose: &str, region: u32, offset: u64, len: u64, have: Option<u64>) -
 /// Whether gathering spans that are neighbours at the peer, so that one piece reads several, makes up for copying them to
 /// their places. If so, they are brought in that order: pools hand blocks out backwards too.
 pub(super) fn gather(spans: &mut [Span]) -> bool {
-    let next =
+    let before =
         |a: &Span, b: &Span| a.src_region == b.src_region && a.src_offset.checked_add(a.len) == Some(b.src_offset);
     let (mut forwards, mut backwards) = (0u64, 0u64);
     for (a, b) in spans.iter().zip(spans.iter().skip(1)) {
-        forwards += u64::from(next(a, b));
-        backwards += u64::from(next(b, a));
+        forwards += u64::from(before(a, b));
+        backwards += u64::from(before(b, a));
     }
     let bytes = spans.iter().fold(0u64, |sum, s| sum.saturating_add(s.len));
     let pays = (forwards + backwards).saturating_mul(PIECE_BYTES) > bytes;

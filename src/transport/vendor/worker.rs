@@ -248,7 +248,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
         let to = Cursor { span: job.spans.len(), within: 0 };
         let checked = self.check(&job);
         let todo = VecDeque::from([(Cursor::default(), to)]);
-        let gathers = batch::gather(&mut job.spans) || job.staged;
+        let gathers = self.landing != Landing::Direct && (batch::gather(&mut job.spans) || job.staged);
         self.jobs.insert(id, Running { job, gathers, todo, moved: 0, held: false, failure: None });
         match checked {
             Ok(()) => self.turns.push_back(id),
