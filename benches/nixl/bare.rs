@@ -48,7 +48,7 @@ impl Bare {
         let path = CString::new(path.to_str().unwrap()).unwrap();
         let l = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
         assert!(!l.is_null());
-        let (name, config) = (CString::new(name).unwrap(), Config::new(DELAY_US));
+        let (name, config) = (CString::new(name).unwrap(), Config::new(Some(DELAY_US)));
         let mut new = [null_mut(); 5];
         let [agent, params, backend, options, list] = &mut new;
         let (key, value) = (c"engine_config", CString::new(engine).unwrap());

@@ -25,14 +25,49 @@ fn a_process_exits_in_peace() {
     }
 }
 
-/// Addresses, as the kernel prints them, on which this process listens.
-fn listening() -> Vec<String> {
+/// The kernel's state of a socket that listens.
+const LISTENS: &str = "0A";
+
+/// States and addresses of this process's TCP sockets, as the kernel prints them.
+fn sockets() -> Vec<(String, String)> {
     let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten().filter_map(|e| std::fs::read_link(e.path()).ok());
     let mine: Vec<String> = links.map(|l| l.to_string_lossy().into_owned()).collect();
     let table = ["tcp", "tcp6"].map(|t| std::fs::read_to_string(format!("/proc/self/net/{t}")).unwrap_or_default());
     let rows = table.iter().flat_map(|t| t.lines().skip(1)).map(|l| l.split_whitespace().collect::<Vec<_>>());
-    let listens = |row: &Vec<&str>| row[3] == "0A" && mine.contains(&format!("socket:[{}]", row[9]));
-    rows.filter(listens).map(|row| row[1].split(':').next().unwrap().to_string()).collect()
+    let ours = rows.filter(|row| mine.contains(&format!("socket:[{}]", row[9])));
+    ours.map(|row| (row[3].to_string(), row[1].split(':').next().unwrap().to_string())).collect()
+}
+
+/// Runs a test of this file by itself in a process.
+fn alone(test: &str, as_what: &str) {
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args([&format!("process::{test}"), "--exact", "--test-threads=1"])
+        .env(CHILD, as_what)
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.unwrap().success(), "{as_what}");
+}
+
+/// Peers come and go: the connections of those that are gone do not add up.
+#[test]
+fn peers_that_are_gone_leave_no_connections() {
+    if std::env::var_os(CHILD).is_none() {
+        let Some(_) = options(TCP) else { return };
+        return alone("peers_that_are_gone_leave_no_connections", "sink");
+    }
+    let mut sink = Node::new(options(TCP).unwrap(), 2);
+    let mut counts = Vec::new();
+    for id in 1..5 {
+        let mut source = Source::start(TCP, &[]);
+        sink.nixl.connect(LinkId(id), &source.metadata()).unwrap();
+        sink.post(id, id, everything());
+        sink.good(id);
+        counts.push(sockets().len());
+        sink.nixl.disconnect(LinkId(id));
+        assert_eq!(source.ask("end").as_deref(), Some("ended"));
+        exit(&mut source);
+    }
+    assert!(counts.iter().all(|n| *n == counts[0]), "{counts:?}");
 }
 
 /// Not allowed to talk to other hosts, an agent and what it loads are not reachable from there.
@@ -40,24 +75,17 @@ fn listening() -> Vec<String> {
 fn an_agent_for_this_host_listens_on_loopback() {
     let Ok(wanted) = std::env::var(CHILD) else {
         let Some(_) = options(AUTO) else { return };
-        for remote in ["local", "remote"] {
-            let status = Command::new(std::env::current_exe().unwrap())
-                .args(["process::an_agent_for_this_host_listens_on_loopback", "--exact", "--test-threads=1"])
-                .env(CHILD, remote)
-                .stdout(Stdio::null())
-                .status();
-            assert!(status.unwrap().success(), "{remote}");
-        }
-        return;
+        return ["local", "remote"].iter().for_each(|w| alone("an_agent_for_this_host_listens_on_loopback", w));
     };
     let mut config = AgentConfig::new("a", 0, 1);
     config.nixl = Some(NixlOptions { library: packages(), ..NixlOptions::default() });
     config.allow_remote = wanted == "remote";
     let _agent = Agent::new(config, layout()).unwrap();
-    let outside = listening().iter().any(|a| a != "0100007F");
+    let listening: Vec<(String, String)> = sockets().into_iter().filter(|s| s.0 == LISTENS).collect();
+    let outside = listening.iter().any(|s| s.1 != "0100007F");
     // A machine without a network has nothing to listen on but loopback.
     let network = std::fs::read_dir("/sys/class/net").unwrap().flatten().any(|n| n.file_name() != "lo");
-    assert_eq!(outside, wanted == "remote" && network, "{:?}", listening());
+    assert_eq!(outside, wanted == "remote" && network, "{listening:?}");
 }
 
 /// Without network cards NIXL locks no memory: a low limit is no reason to refuse.

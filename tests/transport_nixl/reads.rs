@@ -36,6 +36,21 @@ fn moves_bytes_whatever_it_lands_in() {
     }
 }
 
+/// UCX sends no longer segments than it takes itself, which the user may have limited; between two that differ it finds its way.
+#[test]
+fn segments_over_tcp_may_be_limited_on_one_side() {
+    let Some(o) = options(TCP) else { return };
+    let mut sink = Node::new(o, 2);
+    for limited in [("UCX_TCP_RX_SEG_SIZE", "16k"), ("UCX_TCP_TX_SEG_SIZE", "4k")] {
+        let mut source = Source::start(TCP, &[limited]);
+        sink.nixl.connect(LinkId(1), &source.metadata()).unwrap();
+        sink.post(1, 1, everything());
+        sink.good(1);
+        assert_eq!(sink.changed(7), 0);
+        sink.nixl.disconnect(LinkId(1));
+    }
+}
+
 /// In staging memory nothing of the blocks is at stake: the end comes at once, and late data changes nothing.
 #[test]
 fn a_cancelled_read_from_a_source_that_stands_still_ends_at_once() {

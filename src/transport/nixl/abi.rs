@@ -31,15 +31,16 @@ pub struct Config {
 }
 
 impl Config {
-    /// Calls are ordered by a lock, and a thread looks for work at least every `delay_us` (never 0: that would spin).
-    pub fn new(delay_us: u64) -> Config {
+    /// Calls are ordered by a lock. With a delay, a thread looks for work, at least every so many µs (never 0: that would
+    /// spin); without, the calls that look do its work.
+    pub fn new(delay_us: Option<u64>) -> Config {
         Config {
-            progress_thread: true,
+            progress_thread: delay_us.is_some(),
             listen_thread: false,
             listen_port: 0,
             sync: STRICT,
             workers: 1,
-            progress_delay_us: delay_us.max(1),
+            progress_delay_us: delay_us.unwrap_or(1).max(1),
             listen_delay_us: 0,
             telemetry: false,
         }

@@ -16,7 +16,8 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
-/// How long a progress thread sleeps at most; what arrives wakes it. 0, NIXL's default, keeps a core busy.
+/// How long the server's progress thread sleeps at most; what arrives wakes it. 0, NIXL's default, keeps a core busy. The
+/// reader has none: it would fight with those who post and look for UCX's locks, and its reads are looked at anyway.
 const PROGRESS_DELAY_US: u64 = 10_000;
 
 /// Memory of ours that reads land in.
@@ -73,7 +74,7 @@ impl vendor::Agents for Agents {
     fn new(options: NixlOptions) -> Result<Agents> {
         let library = library::load(options.library.as_deref())?;
         let name = unique_name()?;
-        let server = Some(start(library, &options, &name)?);
+        let server = Some(start(library, &options, &name, Some(PROGRESS_DELAY_US))?);
         let regions = BTreeMap::new();
         let (free, retired) = (Vec::new(), Vec::new());
         let mut agents = Agents { library, options, name, server, reader: None, generation: 0, regions, free, retired };
@@ -182,7 +183,7 @@ impl vendor::Agents for Agents {
     fn renew(&mut self) -> Result<()> {
         self.generation += 1;
         let name = format!("{}-{}", self.name, self.generation);
-        let mut reader = start(self.library, &self.options, &name)?;
+        let mut reader = start(self.library, &self.options, &name, None)?;
         for r in self.regions.values() {
             reader.register(r.addr(), r.len()).map_err(backend)?;
         }
@@ -201,10 +202,10 @@ fn c_string(text: &str) -> CString {
     CString::new(text.replace('\0', "")).unwrap_or_default()
 }
 
-fn start(library: &'static Library, options: &NixlOptions, name: &str) -> Result<Agent> {
+fn start(library: &'static Library, options: &NixlOptions, name: &str, delay_us: Option<u64>) -> Result<Agent> {
     reasons::check_copies(library, &options.backend)?;
     let parameters: Vec<(CString, CString)> =
-        options.parameters.iter().map(|(k, v)| (c_string(k), c_string(v))).collect();
-    Agent::new(library, &c_string(name), &c_string(&options.backend), &parameters, PROGRESS_DELAY_US)
+        options.in_long_segments().parameters.iter().map(|(k, v)| (c_string(k), c_string(v))).collect();
+    Agent::new(library, &c_string(name), &c_string(&options.backend), &parameters, delay_us)
         .map_err(|e| reasons::not_started(library, options, e))
 }

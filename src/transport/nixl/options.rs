@@ -34,14 +34,26 @@ impl Default for NixlOptions {
 
 impl NixlOptions {
     /// These, but UCX uses the loopback device alone, unless the parameters name devices.
-    pub fn on_loopback(mut self) -> NixlOptions {
+    pub fn on_loopback(self) -> NixlOptions {
+        self.configured("NET_DEVICES=", "NET_DEVICES=lo")
+    }
+
+    /// These, but UCX answers reads over TCP in segments that are as long as those that it takes by default, unless the user
+    /// says how long either may be. Its own default is an eighth of that, and each is a system call.
+    pub fn in_long_segments(&self) -> NixlOptions {
+        let limited = std::env::var_os("UCX_TCP_RX_SEG_SIZE").is_some();
+        if limited { self.clone() } else { self.clone().configured("X_SEG_SIZE=", "TCP_TX_SEG_SIZE=64k") }
+    }
+
+    /// With a setting of UCX's, unless the parameters have one like it. NIXL prefers those of the environment.
+    fn configured(mut self, like: &str, setting: &str) -> NixlOptions {
         if self.backend != "UCX" {
             return self;
         }
         match self.parameters.iter_mut().find(|(k, _)| k == "engine_config") {
-            Some((_, config)) if config.contains("NET_DEVICES=") => {}
-            Some((_, config)) => *config = format!("{config},NET_DEVICES=lo"),
-            None => self.parameters.push(("engine_config".into(), "NET_DEVICES=lo".into())),
+            Some((_, config)) if config.contains(like) => {}
+            Some((_, config)) => *config = format!("{config},{setting}"),
+            None => self.parameters.push(("engine_config".into(), setting.into())),
         }
         self
     }
@@ -87,16 +99,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_only_chosen_where_the_user_has_not() {
+    fn ucx_is_only_told_what_the_user_has_not_said() {
         let set = |backend: &str, given: &[(&str, &str)]| {
             let parameters = given.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-            let o = NixlOptions { backend: backend.into(), parameters, ..NixlOptions::default() }.on_loopback();
+            let o = NixlOptions { backend: backend.into(), parameters, ..NixlOptions::default() };
+            let o = o.on_loopback().in_long_segments();
             o.parameters.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(set("UCX", &[]), "engine_config=NET_DEVICES=lo");
-        let given = [("num_threads", "2"), ("engine_config", "TLS=tcp")];
-        assert_eq!(set("UCX", &given), "num_threads=2 engine_config=TLS=tcp,NET_DEVICES=lo");
-        assert_eq!(set("UCX", &[("engine_config", "NET_DEVICES=eth0")]), "engine_config=NET_DEVICES=eth0");
+        assert_eq!(set("UCX", &[]), "engine_config=NET_DEVICES=lo,TCP_TX_SEG_SIZE=64k");
+        let given = [("num_threads", "2"), ("engine_config", "TLS=tcp,TCP_TX_SEG_SIZE=8k")];
+        assert_eq!(set("UCX", &given), "num_threads=2 engine_config=TLS=tcp,TCP_TX_SEG_SIZE=8k,NET_DEVICES=lo");
+        let given = [("engine_config", "NET_DEVICES=eth0")];
+        assert_eq!(set("UCX", &given), "engine_config=NET_DEVICES=eth0,TCP_TX_SEG_SIZE=64k");
         assert_eq!(set("LIBFABRIC", &[]), "");
     }
 }

@@ -229,13 +229,13 @@ impl From<Failure> for NoAgent {
 }
 
 impl Agent {
-    /// An agent with a progress thread; see [`Config::new`].
+    /// An agent, with a progress thread or without; see [`Config::new`].
     pub fn new(
         library: &'static Library,
         name: &CStr,
         backend: &CStr,
         params: &[(CString, CString)],
-        delay_us: u64,
+        delay_us: Option<u64>,
     ) -> Result<Agent, NoAgent> {
         let t = &library.table;
         let config = Config::new(delay_us);

@@ -13,9 +13,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-/// Between looks at reads that are under way: at first, and at most.
+/// Between looks at reads that are under way: at least, and at most. In between it is an eighth of the time since something
+/// was done, so that no end is noticed much later than it came.
 const SHORTEST: Duration = Duration::from_micros(20);
 const LONGEST: Duration = Duration::from_millis(1);
+const EIGHTH: u32 = 8;
 /// Between looks at reads that nobody waits for any more.
 const ABANDONED: Duration = Duration::from_millis(20);
 
@@ -98,8 +100,8 @@ pub(super) struct Worker<A: Agents, R> {
     /// Why nothing can be begun any more.
     ended: Option<Error>,
     closing: Option<Closing>,
-    /// Between looks at what is under way.
-    pause: Duration,
+    /// When something was done last.
+    worked: Instant,
     /// Jobs that ended while the reactor was at it.
     in_hand: Option<Vec<Done>>,
     out: R,
@@ -118,7 +120,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
             replacing: None,
             ended: None,
             closing: None,
-            pause: SHORTEST,
+            worked: Instant::now(),
             in_hand: None,
             out,
         }
@@ -136,17 +138,16 @@ impl<A: Agents, R: Report> Worker<A, R> {
             self.replace_if_due();
         }
         self.forget_links();
+        let now = Instant::now();
         if worked {
-            self.pause = SHORTEST;
+            self.worked = now;
             return Next::Now;
         }
         if self.is_idle() {
             return Next::Called;
         }
         let most = if self.flights.iter().any(|f| f.job.is_some()) { LONGEST } else { ABANDONED };
-        let pause = self.pause;
-        self.pause = (pause * 2).min(most);
-        Next::After(pause)
+        Next::After((now.saturating_duration_since(self.worked) / EIGHTH).clamp(SHORTEST, most))
     }
 
     pub fn is_idle(&self) -> bool {
