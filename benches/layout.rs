@@ -46,7 +46,7 @@ struct Expansion {
 }
 
 /// Expands all plans of rank 0; every second block, so that neighbours do not merge.
-fn expansion(plans: &[Plan], tokens: u64) -> Expansion {
+fn expansion(plans: &[Arc<Plan>], tokens: u64) -> Expansion {
     let ids: Vec<u32> = (0..tokens.div_ceil(16) as u32).map(|i| i * 2).collect();
     let lists = |l: &Layout| {
         let list = |k| BlockList::new(if k == GroupKind::Slots { &ids[..1] } else { &ids });

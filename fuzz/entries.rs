@@ -427,7 +427,7 @@ pub fn endpoint(data: &[u8]) -> usize {
             9 if !jobs.is_empty() => {
                 let job = jobs.swap_remove(usize::from(b.next()) % jobs.len());
                 let result = if b.next() % 3 == 0 { Err(Error::new(Status::System, "a job")) } else { Ok(()) };
-                e.handle_job(now, job, JobEnd { result, bytes: 4, spans: Vec::new(), quiescent: true, held: false });
+                e.handle_job(now, job, JobEnd { result, bytes: 4, spans: 0, quiescent: true, held: false });
             }
             10 if !peers.is_empty() => {
                 let _ = e.disconnect(now, peers[usize::from(b.next()) % peers.len()]);
@@ -459,11 +459,7 @@ pub fn endpoint(data: &[u8]) -> usize {
                     if let Some(at) = jobs.iter().position(|j| *j == job) {
                         jobs.swap_remove(at);
                         let result = Err(Error::new(reason, "cancelled"));
-                        e.handle_job(
-                            now,
-                            job,
-                            JobEnd { result, bytes: 0, spans: Vec::new(), quiescent: true, held: false },
-                        );
+                        e.handle_job(now, job, JobEnd { result, bytes: 0, spans: 0, quiescent: true, held: false });
                     }
                 }
                 Output::Send { message, .. } => {
@@ -485,7 +481,7 @@ pub fn endpoint(data: &[u8]) -> usize {
     }
     for job in jobs {
         let result = Err(Error::new(Status::PeerDead, "unlinked"));
-        e.handle_job(now, job, JobEnd { result, bytes: 0, spans: Vec::new(), quiescent: true, held: false });
+        e.handle_job(now, job, JobEnd { result, bytes: 0, spans: 0, quiescent: true, held: false });
     }
     now += Duration::from_secs(60);
     e.handle_timeout(now);

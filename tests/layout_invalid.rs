@@ -299,18 +299,20 @@ impl<'a> Lists<'a> {
 
 const GOOD: Lists<'static> = Lists([&[0, 1, 2], &[3, 4], &[1]]);
 
-fn plan(layout: &Arc<Layout>) -> Plan {
+fn plan(layout: &Arc<Layout>) -> Arc<Plan> {
     compile(from_ref(layout), from_ref(layout), 0).unwrap().plans.remove(0)
 }
 
-/// Expands `request`; a refusal leaves the output as it was.
+/// Expands `request`; a refusal leaves the output as it was, and the check says the same.
 fn expand(plan: &Plan, request: &Request<'_>) -> Result<u64, Error> {
     let sentinel = Span { len: 77, ..Span::default() };
     let mut out = vec![sentinel];
     let result = plan.expand(request, &mut Scratch::default(), &mut out);
     assert_eq!(out[0], sentinel);
     assert!(result.is_ok() || out.len() == 1);
-    result.map(|s| s.bytes)
+    let result = result.map(|s| s.bytes);
+    assert_eq!(plan.check(request, &mut Scratch::default()).map(|s| s.bytes), result);
+    result
 }
 
 #[track_caller]

@@ -82,8 +82,8 @@ fn tensor_parallel(model: &Model, tp: u32) -> Side {
     instance(model, &Placement { tp, num_blocks: 2, pages: Pages::Separate, ..Placement::default() })
 }
 
-fn sources(plans: &[Plan]) -> Vec<u32> {
-    plans.iter().map(Plan::source).collect()
+fn sources(plans: &[Arc<Plan>]) -> Vec<u32> {
+    plans.iter().map(|p| p.source()).collect()
 }
 
 #[test]

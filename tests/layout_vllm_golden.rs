@@ -279,7 +279,7 @@ impl Pair {
         let src = self.lists(&self.golden.prefill, &request.prefill_block_ids);
         let dst = self.lists(&self.golden.decode, &request.decode_block_ids);
         let inbound = compile(&self.src, &self.dst, rank).unwrap_or_else(|v| panic!("{v}"));
-        let expand = |plan: &kvlink::layout::Plan| {
+        let expand = |plan: &Arc<kvlink::layout::Plan>| {
             let (src, dst) = (src.borrow(), dst.borrow());
             let mut spans = Vec::new();
             plan.expand(&Request::whole(&src, &dst, self.end), &mut Scratch::default(), &mut spans).unwrap();
@@ -430,7 +430,7 @@ fn permuted(name: &str, landing: fn() -> Landing) {
 }
 
 /// The plan between two forms of one rank: a shard alone is a whole instance of its own.
-fn one_to_one(from: &[Arc<Layout>], to: &[Arc<Layout>]) -> kvlink::layout::Plan {
+fn one_to_one(from: &[Arc<Layout>], to: &[Arc<Layout>]) -> Arc<kvlink::layout::Plan> {
     compile(from, to, 0).unwrap_or_else(|v| panic!("{v}")).plans.remove(0)
 }
 

@@ -40,7 +40,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 #[test]
-fn expanding_again_allocates_nothing() {
+fn checking_and_expanding_again_allocate_nothing() {
     for model in models::all() {
         let model = models::thin(&model, 3, 1);
         let src = Placement { tp: 4, num_blocks: 64, order: Order::LBNHC, ..Placement::default() };
@@ -58,9 +58,11 @@ fn expanding_again_allocates_nothing() {
                     layers: ask.layers.clone(),
                     ..Request::whole(&src, &dst, ask.end)
                 };
+                plan.check(&request, &mut scratch).unwrap();
                 plan.expand(&request, &mut scratch, &mut out).unwrap();
                 out.clear();
                 let before = COUNT.with(Cell::get);
+                plan.check(&request, &mut scratch).unwrap();
                 plan.expand(&request, &mut scratch, &mut out).unwrap();
                 assert_eq!(COUNT.with(Cell::get) - before, 0, "{}", model.name);
                 out.clear();

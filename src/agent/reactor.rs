@@ -11,6 +11,7 @@ use super::transports::Transports;
 use super::waker::LATER;
 use super::{Shared, address};
 use crate::error::{Error, Result, Status};
+use crate::layout::Span;
 use crate::memory::{Memory, SharedMemory};
 use crate::proto::{Action, ConnId, Event, EventKind, Id, JobEnd, JobId, Output};
 use crate::transport::{self, Done, Job, LinkId, Poller, Ready};
@@ -24,6 +25,9 @@ use std::time::{Duration, Instant};
 
 /// Bytes that transports move before sockets and timers are looked at again.
 pub(super) const SLICE: u64 = 1 << 20;
+/// Lists of spans that are kept for reuse, and the longest.
+const SPARE: usize = 64;
+const SPARE_SPANS: usize = 1 << 16;
 
 pub(super) struct Reactor {
     shared: Arc<Shared>,
@@ -47,6 +51,8 @@ pub(super) struct Reactor {
     buffer: Vec<u8>,
     outputs: Vec<Output>,
     done: Vec<Done>,
+    /// Lists of spans that jobs had.
+    spare: Vec<Vec<Span>>,
     /// Messages that are overtaken.
     held: Vec<(ConnId, Message)>,
     /// When they leave at the latest.
@@ -104,6 +110,7 @@ impl Reactor {
             buffer: vec![0; 64 << 10],
             outputs: Vec::new(),
             done: Vec::new(),
+            spare: Vec::new(),
             held: Vec::new(),
             held_until: Instant::now(),
             told: false,
@@ -246,15 +253,18 @@ impl Reactor {
                 self.shared.endpoint.lock().handle_linked(Instant::now(), conn, linked);
             }
             Output::Unlink { conn } => self.transports.disconnect(conn),
-            Output::Post { job, conn, action, spans, staged, mark } => {
+            Output::Post { job, conn, action, work, mark } => {
                 let action = match action {
                     Action::Pull => transport::Action::Pull,
                     Action::Send { tag } => transport::Action::Send { tag },
                     Action::Receive { tag } => transport::Action::Receive { tag },
                 };
-                let (id, link) = (transport::JobId(job.0), LinkId(conn.0));
-                if let Err(e) = self.transports.post(Job { id, link, action, spans, staged, mark }) {
-                    let end = JobEnd { result: Err(e), bytes: 0, spans: Vec::new(), quiescent: true, held: false };
+                let (id, link, staged) = (transport::JobId(job.0), LinkId(conn.0), work.staged());
+                let mut spans = self.spare.pop().unwrap_or_default();
+                let expanded = work.expand(&mut spans);
+                let posted = expanded.and_then(|_| self.transports.post(Job { id, link, action, spans, staged, mark }));
+                if let Err(e) = posted {
+                    let end = JobEnd { result: Err(e), bytes: 0, spans: 0, quiescent: true, held: false };
                     self.shared.endpoint.lock().handle_job(Instant::now(), job, end);
                 }
             }
@@ -296,8 +306,14 @@ impl Reactor {
             for d in done.drain(..) {
                 let job = JobId(d.id.0);
                 let quiescent = d.result.as_ref().err().is_none_or(|e| e.status() != Status::Quarantined);
-                let end = JobEnd { result: d.result, bytes: d.bytes, spans: d.spans, quiescent, held: d.held };
+                let spans = d.spans.len() as u64;
+                let end = JobEnd { result: d.result, bytes: d.bytes, spans, quiescent, held: d.held };
                 endpoint.handle_job(now, job, end);
+                let mut spans = d.spans;
+                if self.spare.len() < SPARE && spans.capacity() <= SPARE_SPANS {
+                    spans.clear();
+                    self.spare.push(spans);
+                }
             }
         }
         self.done = done;

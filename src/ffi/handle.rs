@@ -32,7 +32,7 @@ pub(super) struct AgentHandle {
 
 /// A plan with buffers for its expansion.
 pub(super) struct PlanHandle {
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     pub buffers: Mutex<(Scratch, Vec<Span>)>,
 }
 

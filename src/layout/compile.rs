@@ -15,7 +15,7 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Inbound {
     /// One plan per source rank that it takes bytes from, by ascending rank.
-    pub plans: Vec<Plan>,
+    pub plans: Vec<Arc<Plan>>,
     /// Source ranks that it acknowledges, with the number of ranks of its instance that acknowledge that source rank.
     ///
     /// Those are the ranks it has plans for, and its share of the source ranks that nobody reads: every source rank
@@ -83,7 +83,7 @@ pub fn compile(src: &[Arc<Layout>], dst: &[Arc<Layout>], rank: usize) -> Result<
     let plan = |(s, mut sets): (usize, Vec<CopySet>)| {
         let src = src.get(s)?.clone();
         join_layers(&mut sets);
-        (!sets.is_empty()).then(|| Plan::new((s as u32, rank as u32), src, own.clone(), sets))
+        (!sets.is_empty()).then(|| Arc::new(Plan::new((s as u32, rank as u32), src, own.clone(), sets)))
     };
     let plans = sets.into_iter().enumerate().filter_map(plan).collect();
     Ok(Inbound { plans, acknowledges: acknowledges(&readers, rank, dst.len()) })

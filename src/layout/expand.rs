@@ -22,6 +22,9 @@ pub struct Summary {
 pub struct Scratch {
     seen: Vec<u64>,
     pages: Vec<(u64, u64)>,
+    spans: Vec<Span>,
+    /// By kind of set.
+    known: Vec<Option<Summary>>,
 }
 
 impl Plan {
@@ -33,6 +36,42 @@ impl Plan {
     /// # Errors
     /// [`Status::InvalidBlocks`] names the group, the position and both values; `out` is then as it was.
     pub fn expand(&self, request: &Request<'_>, scratch: &mut Scratch, out: &mut Vec<Span>) -> Result<Summary> {
+        self.check_request(request, scratch)?;
+        self.expand_checked(request, out)
+    }
+
+    /// What [`Plan::expand`] says of a request, without its spans: the same errors, and as many bytes and runs. Spans of
+    /// different layers are not merged. The layers of a kind cost as much as one of them.
+    ///
+    /// # Errors
+    /// Those of [`Plan::expand`].
+    pub fn check(&self, request: &Request<'_>, scratch: &mut Scratch) -> Result<Summary> {
+        self.check_request(request, scratch)?;
+        let Scratch { spans, known, .. } = scratch;
+        known.clear();
+        known.resize(self.sets.len(), None);
+        let mut total = Summary::default();
+        for (set, kind) in self.sets.iter().zip(&self.kinds) {
+            let whole = request.layers.start <= set.layer && set.layer.saturating_add(set.layers) <= request.layers.end;
+            let mut found = None;
+            let known = if whole { known.get_mut(*kind as usize).unwrap_or(&mut found) } else { &mut found };
+            let one = match *known {
+                Some(one) => one,
+                None => {
+                    spans.clear();
+                    let mut sink = Sink::new(spans);
+                    self.expand_set(set, request, &mut sink)?;
+                    *known.insert(sink.finish())
+                }
+            };
+            total.spans = total.spans.saturating_add(one.spans);
+            total.bytes = total.bytes.saturating_add(one.bytes);
+            total.runs = total.runs.saturating_add(one.runs);
+        }
+        Ok(total)
+    }
+
+    fn check_request(&self, request: &Request<'_>, scratch: &mut Scratch) -> Result<()> {
         check_lists("source", &self.src, request.src, &self.used.0, None)?;
         check_lists("destination", &self.dst, request.dst, &self.used.1, Some(scratch))?;
         if request.tokens.start > request.tokens.end || request.tokens.end > request.end {
@@ -41,17 +80,23 @@ impl Plan {
                 request.tokens.start, request.tokens.end, request.end
             )));
         }
+        Ok(())
+    }
+
+    /// [`Plan::expand`] for a request that [`Plan::check`] has found good.
+    ///
+    /// # Errors
+    /// [`Status::InvalidBlocks`] for another; `out` is then as it was.
+    pub fn expand_checked(&self, request: &Request<'_>, out: &mut Vec<Span>) -> Result<Summary> {
         let before = out.len();
-        let mut sink = Sink { out, current: Span::default(), bytes: 0, runs: 0 };
+        let mut sink = Sink::new(out);
         for set in &self.sets {
             if let Err(e) = self.expand_set(set, request, &mut sink) {
                 out.truncate(before);
                 return Err(e);
             }
         }
-        sink.flush();
-        let (bytes, runs) = (sink.bytes, sink.runs);
-        Ok(Summary { spans: out.len().saturating_sub(before) as u64, bytes, runs })
+        Ok(sink.finish())
     }
 
     fn expand_set(&self, set: &CopySet, request: &Request<'_>, sink: &mut Sink<'_>) -> Result<()> {
@@ -298,12 +343,23 @@ impl Walk<'_> {
 /// Collects spans; the one being grown is kept apart.
 struct Sink<'a> {
     out: &'a mut Vec<Span>,
+    before: usize,
     current: Span,
     bytes: u64,
     runs: u64,
 }
 
 impl Sink<'_> {
+    fn new(out: &mut Vec<Span>) -> Sink<'_> {
+        Sink { before: out.len(), out, current: Span::default(), bytes: 0, runs: 0 }
+    }
+
+    fn finish(mut self) -> Summary {
+        self.flush();
+        let spans = self.out.len().saturating_sub(self.before) as u64;
+        Summary { spans, bytes: self.bytes, runs: self.runs }
+    }
+
     fn enter(&mut self, src_region: u32, dst_region: u32) {
         if (self.current.src_region, self.current.dst_region) != (src_region, dst_region) {
             self.flush();

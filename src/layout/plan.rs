@@ -3,6 +3,8 @@
 use super::Layout;
 use super::fold::{Loops, Step, fold};
 use super::stage::{self, Form};
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 /// One contiguous copy from a source region to a destination region.
@@ -97,6 +99,15 @@ pub(crate) struct CopySet {
     pub template: Arc<Template>,
 }
 
+impl CopySet {
+    /// All but the layer, and where it lies.
+    fn kind(&self) -> impl Eq + Hash + use<> {
+        let groups = (self.src_group, self.dst_group);
+        let strides = (self.src_block_stride, self.dst_block_stride, self.layer_delta);
+        (Arc::as_ptr(&self.template), groups, self.layers, strides)
+    }
+}
+
 /// What one destination rank takes from one source rank. Only [`compile`](super::compile) makes plans, and only with
 /// their proof.
 #[derive(Clone, Debug)]
@@ -106,6 +117,8 @@ pub struct Plan {
     pub(crate) src: Arc<Layout>,
     pub(crate) dst: Arc<Layout>,
     pub(crate) sets: Vec<CopySet>,
+    /// The first set that each is like, in all but where it lies.
+    pub(crate) kinds: Vec<u32>,
     /// Groups that the sets read and write, by group index.
     pub(crate) used: (Vec<bool>, Vec<bool>),
 }
@@ -116,7 +129,9 @@ impl Plan {
             (0..layout.groups().len() as u32).map(|g| sets.iter().any(|s| group(s) == g)).collect()
         };
         let used = (marks(&src, |s| s.src_group), marks(&dst, |s| s.dst_group));
-        Plan { source: ranks.0, destination: ranks.1, src, dst, sets, used }
+        let mut first = HashMap::new();
+        let kinds = sets.iter().zip(0..).map(|(s, i)| *first.entry(s.kind()).or_insert(i)).collect();
+        Plan { source: ranks.0, destination: ranks.1, src, dst, sets, kinds, used }
     }
 
     /// Rank index of the source within its instance.

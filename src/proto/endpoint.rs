@@ -12,8 +12,8 @@ use super::serve::Served;
 use super::session::Session;
 use super::sink::Accepts;
 use crate::error::{Error, Result, Status};
-use crate::layout::{BlockList, Layout, Plan, Request, Scratch, Span};
-use crate::wire::{Blocks, Entry, Message, Range};
+use crate::layout::{Layout, Scratch};
+use crate::wire::{Entry, Message};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -98,8 +98,7 @@ pub struct Endpoint {
     pub(super) ops: HashMap<u64, (Id, usize)>,
     pub(super) failed: VecDeque<(Id, FailedBlocks)>,
     pub(super) next: u64,
-    scratch: Scratch,
-    pool: Vec<Vec<Span>>,
+    pub(super) scratch: Scratch,
 }
 
 impl Endpoint {
@@ -125,7 +124,6 @@ impl Endpoint {
             failed: VecDeque::new(),
             next: 0,
             scratch: Scratch::default(),
-            pool: Vec::new(),
             me,
         }
     }
@@ -218,7 +216,7 @@ impl Endpoint {
             }
             Message::Ack { op, status } => self.on_ack(conn, op, status),
             Message::Write(w) => self.on_write(now, conn, w),
-            Message::WriteGo { op, range, blocks } => self.on_write_go(now, conn, op, range, &blocks),
+            Message::WriteGo { op, range, blocks } => self.on_write_go(now, conn, op, range, blocks),
             Message::WriteDone { op, status, text, bytes } => self.on_write_done(now, conn, op, status, text, bytes),
             Message::WriteCancel { op } => self.on_write_cancel(conn, op),
             Message::WriteAck { op, status } => self.on_write_ack(conn, op, status),
@@ -232,16 +230,13 @@ impl Endpoint {
     }
 
     /// A job ended.
-    pub fn handle_job(&mut self, now: Instant, job: JobId, mut end: JobEnd) {
-        let spans = std::mem::take(&mut end.spans);
-        let count = spans.len() as u64;
-        self.give_spans(spans);
+    pub fn handle_job(&mut self, now: Instant, job: JobId, end: JobEnd) {
         let Some(owner) = self.jobs.remove(&job) else { return };
         match owner {
-            JobOwner::Read { transfer, part } => self.read_job_ended(transfer, part, end, count),
-            JobOwner::Write { transfer, part } => self.write_job_ended(now, transfer, part, end, count),
+            JobOwner::Read { transfer, part } => self.read_job_ended(transfer, part, end),
+            JobOwner::Write { transfer, part } => self.write_job_ended(now, transfer, part, end),
             JobOwner::Serve { conn, op } => self.served_job_ended(conn, op, end),
-            JobOwner::Sink { accept, op } => self.sink_job_ended(accept, op, end, count),
+            JobOwner::Sink { accept, op } => self.sink_job_ended(accept, op, end),
         }
     }
 
@@ -366,51 +361,6 @@ impl Endpoint {
             Transfer::Write(w) => w.conn(part),
         };
         (there == Some(conn)).then_some((id, part))
-    }
-
-    /// Expands a request of a plan into spans from the pool.
-    pub(super) fn expand(
-        &mut self,
-        plan: &Plan,
-        src: &[Blocks],
-        dst: &[Blocks],
-        range: &Range,
-    ) -> Result<(Vec<Span>, u64)> {
-        fn lists(blocks: &[Blocks]) -> Vec<BlockList<'_>> {
-            blocks.iter().map(|b| BlockList { ids: &b.ids, first: b.first }).collect()
-        }
-        let (s, d) = (lists(src), lists(dst));
-        let request = Request {
-            src: &s,
-            dst: &d,
-            tokens: range.token_begin..range.token_end,
-            end: range.token_total,
-            layers: range.layer_begin..range.layer_end,
-            slots: range.token_end == range.token_total,
-        };
-        let mut spans = self.pool.pop().unwrap_or_default();
-        match plan.expand(&request, &mut self.scratch, &mut spans) {
-            Ok(summary) if spans.len() <= self.config.max_spans => Ok((spans, summary.bytes)),
-            Ok(_) => {
-                let text =
-                    format!("the transfer has {} spans, at most {} are allowed", spans.len(), self.config.max_spans);
-                self.give_spans(spans);
-                Err(Error::new(Status::Limit, text))
-            }
-            Err(e) => {
-                self.give_spans(spans);
-                Err(e)
-            }
-        }
-    }
-
-    pub(super) fn give_spans(&mut self, mut spans: Vec<Span>) {
-        const POOLED: usize = 64;
-        const KEPT: usize = 1 << 16;
-        if self.pool.len() < POOLED && spans.capacity() <= KEPT {
-            spans.clear();
-            self.pool.push(spans);
-        }
     }
 
     pub(super) fn limit(&self, what: &str, have: usize, max: usize) -> Result<()> {

@@ -23,6 +23,7 @@ mod registration;
 mod serve;
 mod session;
 mod sink;
+mod work;
 mod write;
 mod zmq;
 
@@ -40,5 +41,6 @@ pub use peer::Direction;
 pub use read::ReadArgs;
 pub use registration::{Registration, RegistrationOutput, RouterArgs};
 pub use sink::AcceptArgs;
+pub use work::Work;
 pub use write::WriteArgs;
 pub use zmq::Zmq;

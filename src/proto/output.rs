@@ -2,8 +2,8 @@
 
 use super::event::Event;
 use super::id::Id;
+use super::work::Work;
 use crate::error::{Error, Status};
-use crate::layout::Span;
 use crate::wire::{LeaseMark, Message};
 
 /// A session; also names its link towards the transport.
@@ -69,8 +69,8 @@ pub struct JobEnd {
     pub result: Result<(), Error>,
     /// Bytes moved.
     pub bytes: u64,
-    /// Its spans, for reuse.
-    pub spans: Vec<Span>,
+    /// Spans that it had.
+    pub spans: u64,
     /// The end of all access is proven.
     pub quiescent: bool,
     /// After the last byte, the source's board still showed the lease.
@@ -135,10 +135,8 @@ pub enum Output {
         conn: ConnId,
         /// What to do.
         action: Action,
-        /// The spans.
-        spans: Vec<Span>,
-        /// Packing pays.
-        staged: bool,
+        /// Of what.
+        work: Work,
         /// Look at the source's board after the last byte; see [`JobEnd::held`].
         mark: Option<LeaseMark>,
     },

@@ -47,7 +47,7 @@ pub(super) struct Handshake {
 #[derive(Debug)]
 pub(super) struct Outbound {
     /// One plan for each of its ranks that takes bytes from us.
-    pub plans: Vec<Plan>,
+    pub plans: Vec<Arc<Plan>>,
     /// How many of its ranks acknowledge us.
     pub consumers: u32,
 }
@@ -210,11 +210,11 @@ impl Endpoint {
         let mut needed: Vec<u32> = Vec::new();
         if direction.inbound() {
             let inbound = self.inbound(peer)?;
-            needed.extend(inbound.plans.iter().map(Plan::source));
+            needed.extend(inbound.plans.iter().map(|p| p.source()));
             needed.extend(inbound.acknowledges.iter().map(|(rank, _)| *rank));
         }
         if direction.outbound() {
-            needed.extend(self.outbound(peer)?.plans.iter().map(Plan::destination));
+            needed.extend(self.outbound(peer)?.plans.iter().map(|p| p.destination()));
         }
         needed.sort_unstable();
         needed.dedup();

@@ -9,9 +9,10 @@ use super::id::Id;
 use super::invalid::touched;
 use super::output::{Action, ConnId, JobEnd, JobId, Output, read_tag};
 use super::peer::bad_peer;
+use super::work::Work;
 use crate::error::{Error, Result, Status};
-use crate::layout::{Form, Span};
 use crate::wire::{Blocks, LeaseMark, Message, Range, ReadRequest, Ticket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Failed reads whose invalid blocks are remembered.
@@ -54,8 +55,7 @@ enum Step {
 struct Ready {
     conn: ConnId,
     consumers: u32,
-    spans: Vec<Span>,
-    staged: bool,
+    work: Work,
     groups: Vec<u32>,
 }
 
@@ -75,7 +75,7 @@ pub(super) struct ReadTransfer {
     request: String,
     round: u32,
     range: Range,
-    blocks: Vec<Blocks>,
+    blocks: Arc<Vec<Blocks>>,
     parts: Vec<Part>,
     /// Source ranks that only want to hear that we are done.
     courtesy: Vec<(ConnId, u32)>,
@@ -138,27 +138,21 @@ impl Endpoint {
             courtesy.push((self.session_with(args.peer, *rank)?, *consumers, *rank));
         }
         let mut ready: Vec<Ready> = Vec::new();
+        let (src, blocks) = (Arc::new(ticket.blocks), Arc::new(args.blocks));
         for plan in &inbound.plans {
             let conn = self.session_with(args.peer, plan.source())?;
-            let (spans, _) = match self.expand(plan, &ticket.blocks, &args.blocks, &range) {
-                Ok(x) => x,
-                Err(e) => {
-                    ready.into_iter().for_each(|x| self.give_spans(x.spans));
-                    return Err(e);
-                }
-            };
+            let work = self.work(plan, &src, &blocks, &range)?;
             let consumers = courtesy.iter().find(|(_, _, r)| *r == plan.source()).map_or(1, |(_, n, _)| *n);
             courtesy.retain(|(_, _, r)| *r != plan.source());
-            let staged = matches!(plan.form(), Form::Staged { .. });
-            ready.push(Ready { conn, consumers, spans, staged, groups: plan.destination_groups() });
+            ready.push(Ready { conn, consumers, work, groups: plan.destination_groups() });
         }
         let deadline = later(now, args.timeout.unwrap_or(self.config.transfer_timeout));
         let id = self.transfers.insert(Transfer::Read(ReadTransfer {
             peer: args.peer,
-            request: ticket.request.clone(),
+            request: ticket.request,
             round: ticket.round,
             range,
-            blocks: args.blocks,
+            blocks,
             parts: Vec::new(),
             courtesy: courtesy.into_iter().map(|(conn, n, _)| (conn, n)).collect(),
             untold: Vec::new(),
@@ -202,12 +196,12 @@ impl Endpoint {
     }
 
     fn start_part(&mut self, id: Id, part: Ready) {
-        let Ready { conn, consumers, spans, staged, groups } = part;
+        let Ready { conn, consumers, work, groups } = part;
         let op = self.fresh();
         let pull = self.sessions.get(conn).is_some_and(|s| s.we_pull());
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
         let index = r.parts.len();
-        let fetch = !spans.is_empty();
+        let fetch = !work.is_empty();
         let step = if fetch { Step::Fetching } else { Step::Validating };
         let streamed = fetch && !pull;
         r.parts.push(Part { conn, op, consumers, step, job: None, streamed, groups, gone: false });
@@ -215,12 +209,11 @@ impl Endpoint {
         let source = self.sessions.get(conn).and_then(|s| s.remote.as_ref()).map(|r| r.incarnation);
         let mark = source.filter(|_| pull).map(|source| LeaseMark::new(source, &r.request, r.round));
         let ask = streamed.then(|| {
-            let (request, blocks) = (r.request.clone(), r.blocks.clone());
+            let (request, blocks) = (r.request.clone(), r.blocks.to_vec());
             Message::Read(ReadRequest { op, request, round: r.round, range: r.range, blocks })
         });
         self.ops.insert(op, (id, index));
         if !fetch {
-            self.give_spans(spans);
             return self.send(conn, done);
         }
         let job = self.new_job(JobOwner::Read { transfer: id, part: index });
@@ -230,13 +223,13 @@ impl Endpoint {
             p.job = Some(job);
         }
         let action = if pull { Action::Pull } else { Action::Receive { tag: read_tag(op) } };
-        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark });
+        self.outputs.push_back(Output::Post { job, conn, action, work, mark });
         if let Some(ask) = ask {
             self.send(conn, ask);
         }
     }
 
-    pub(super) fn read_job_ended(&mut self, id: Id, part: usize, end: JobEnd, spans: u64) {
+    pub(super) fn read_job_ended(&mut self, id: Id, part: usize, end: JobEnd) {
         let Some(Transfer::Read(r)) = self.transfers.get_mut(id) else { return };
         r.quarantined |= !end.quiescent;
         let Some(p) = r.parts.get_mut(part) else { return };
@@ -246,7 +239,7 @@ impl Endpoint {
                 // Seen on the source's board: its acknowledgement can tell nothing new.
                 p.step = if end.held { Step::Valid } else { Step::Validating };
                 r.bytes += end.bytes;
-                r.spans += spans;
+                r.spans += end.spans;
                 let (conn, op, consumers) = (p.conn, p.op, p.consumers);
                 let done = r.done(op, consumers);
                 r.untold.push((conn, done));

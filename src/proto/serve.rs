@@ -3,8 +3,8 @@
 use super::endpoint::{Endpoint, JobOwner};
 use super::output::{Action, ConnId, JobEnd, JobId, Output, check_op, read_tag};
 use crate::error::{Error, Result, Status};
-use crate::layout::Form;
 use crate::wire::{Message, ReadRequest};
+use std::sync::Arc;
 
 /// A stream that we send for a reader.
 pub(super) struct Served {
@@ -41,12 +41,11 @@ impl Endpoint {
         let Some(plan) = outbound.plans.iter().find(|p| p.destination() == rank) else {
             return Err(Error::new(Status::Protocol, format!("rank {rank} has nothing to read here")));
         };
-        let (spans, _) = self.expand(plan, &blocks, &r.blocks, &r.range)?;
-        let staged = matches!(plan.form(), Form::Staged { .. });
+        let work = self.work(plan, &Arc::new(blocks), &Arc::new(r.blocks), &r.range)?;
         let job = self.new_job(JobOwner::Serve { conn, op: r.op });
         self.served.insert((conn, r.op), Served { job, request: r.request });
         let action = Action::Send { tag: read_tag(r.op) };
-        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark: None });
+        self.outputs.push_back(Output::Post { job, conn, action, work, mark: None });
         Ok(())
     }
 

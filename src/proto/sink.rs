@@ -7,7 +7,7 @@ use super::id::{Id, Kind, Slab};
 use super::lease::check_request;
 use super::output::{Action, ConnId, JobEnd, JobId, Output, check_op, write_tag};
 use crate::error::{Error, Result, Status};
-use crate::layout::{Form, Inbound, Plan};
+use crate::layout::{Inbound, Plan};
 use crate::wire::{Blocks, Message, Range, WriteRequest};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -253,44 +253,42 @@ impl Endpoint {
         w.range.check(Status::Protocol)?;
         let mut range = w.range;
         range.token_begin = range.token_begin.max(wanted.token_begin).min(range.token_end);
-        let (spans, _) = self.expand(plan, &w.blocks, &wanted.blocks, &range)?;
+        let blocks = Arc::new(wanted.blocks);
+        let work = self.work(plan, &Arc::new(w.blocks), &blocks, &range)?;
         let pull = self.sessions.get(conn).is_some_and(|s| s.we_pull());
         let Some(a) = self.accepts.slab.get_mut(id) else { return Ok(()) };
         let producer = a.producers.entry(rank).or_default();
         producer.open += 1;
         producer.last |= w.last;
         let index = a.ops.len();
-        let pulled = pull && !spans.is_empty();
+        let pulled = pull && !work.is_empty();
         let (last, aux) = (w.last, w.aux);
         a.ops.push(Some(Op { conn, op: w.op, rank, job: None, pulled, bytes: 0, spans: 0, range, last, aux }));
         self.accepts.by_op.insert((conn, w.op), (id, index));
-        if pull && spans.is_empty() {
-            self.give_spans(spans);
-            let end = JobEnd { result: Ok(()), bytes: 0, spans: Vec::new(), quiescent: true, held: false };
-            self.sink_job_ended(id, index, end, 0);
+        if pull && work.is_empty() {
+            let end = JobEnd { result: Ok(()), bytes: 0, spans: 0, quiescent: true, held: false };
+            self.sink_job_ended(id, index, end);
             return Ok(());
         }
         let job = self.new_job(JobOwner::Sink { accept: id, op: index });
         if let Some(Some(o)) = self.accepts.slab.get_mut(id).and_then(|a| a.ops.get_mut(index)) {
             o.job = Some(job);
         }
-        let staged = matches!(plan.form(), Form::Staged { .. });
         let action = if pull { Action::Pull } else { Action::Receive { tag: write_tag(w.op) } };
-        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark: None });
+        self.outputs.push_back(Output::Post { job, conn, action, work, mark: None });
         if !pull {
             // The source expands exactly what we expect: the same range, our blocks.
-            let blocks = wanted.blocks;
-            self.send(conn, Message::WriteGo { op: w.op, range, blocks });
+            self.send(conn, Message::WriteGo { op: w.op, range, blocks: blocks.to_vec() });
         }
         Ok(())
     }
 
-    pub(super) fn sink_job_ended(&mut self, id: Id, index: usize, end: JobEnd, spans: u64) {
+    pub(super) fn sink_job_ended(&mut self, id: Id, index: usize, end: JobEnd) {
         let Some(a) = self.accepts.slab.get_mut(id) else { return };
         a.quarantined |= !end.quiescent;
         let failure = a.failure.clone();
         let Some(op) = a.ops.get_mut(index).and_then(Option::as_mut) else { return };
-        (op.job, op.bytes, op.spans) = (None, end.bytes, spans);
+        (op.job, op.bytes, op.spans) = (None, end.bytes, end.spans);
         let (conn, number, pulled) = (op.conn, op.op, op.pulled);
         let result = end.result.and(failure.map_or(Ok(()), Err));
         self.write_done(conn, number, &result, end.bytes);
@@ -454,7 +452,7 @@ impl Endpoint {
             layer_begin: 0,
             layer_end: u32::MAX,
         };
-        let missing = |p: &Plan| producers.get(&p.source())?.coverage.missing(p, &want).map(|m| (p.source(), m));
+        let missing = |p: &Arc<Plan>| producers.get(&p.source())?.coverage.missing(p, &want).map(|m| (p.source(), m));
         let (rank, text) = inbound.plans.iter().find_map(missing)?;
         Some(Error::new(Status::Incomplete, format!("source rank {rank} said last, but {text}")))
     }

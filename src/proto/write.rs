@@ -10,8 +10,8 @@ use super::id::Id;
 use super::lease::check_request;
 use super::output::{Action, ConnId, JobEnd, JobId, Output, write_tag};
 use crate::error::{Error, Result, Status};
-use crate::layout::Form;
 use crate::wire::{Blocks, Message, Range, WriteRequest, limit};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a source writes.
@@ -47,7 +47,7 @@ struct Part {
 
 pub(super) struct WriteTransfer {
     pub peer: Id,
-    blocks: Vec<Blocks>,
+    blocks: Arc<Vec<Blocks>>,
     range: Range,
     parts: Vec<Part>,
     pub deadline: Instant,
@@ -117,7 +117,7 @@ impl Endpoint {
         let ops: Vec<u64> = parts.iter().map(|p| p.op).collect();
         let id = self.transfers.insert(Transfer::Write(WriteTransfer {
             peer: args.peer,
-            blocks: args.blocks,
+            blocks: Arc::new(args.blocks),
             range: args.range,
             parts,
             deadline,
@@ -140,7 +140,7 @@ impl Endpoint {
         conn: ConnId,
         op: u64,
         range: Range,
-        blocks: &[Blocks],
+        blocks: Vec<Blocks>,
     ) -> Result<()> {
         let Some((id, index)) = self.find_op(conn, op) else { return Ok(()) };
         let Some(Transfer::Write(w)) = self.transfers.get(id) else { return Ok(()) };
@@ -165,14 +165,13 @@ impl Endpoint {
         }
         let outbound = self.outbound(w.peer)?;
         let Some(plan) = outbound.plans.iter().find(|x| x.destination() == rank) else { return Ok(()) };
-        let (spans, _) = match self.expand(plan, &src, blocks, &range) {
+        let work = match self.work(plan, &src, &Arc::new(blocks), &range) {
             Ok(x) => x,
             Err(e) => {
                 self.fail_write(now, id, e);
                 return Ok(());
             }
         };
-        let staged = matches!(plan.form(), Form::Staged { .. });
         let job = self.new_job(JobOwner::Write { transfer: id, part: index });
         if let Some(Transfer::Write(w)) = self.transfers.get_mut(id)
             && let Some(p) = w.parts.get_mut(index)
@@ -180,13 +179,13 @@ impl Endpoint {
             (p.job, p.sent) = (Some(job), true);
         }
         let action = Action::Send { tag: write_tag(op) };
-        self.outputs.push_back(Output::Post { job, conn, action, spans, staged, mark: None });
+        self.outputs.push_back(Output::Post { job, conn, action, work, mark: None });
         Ok(())
     }
 
-    pub(super) fn write_job_ended(&mut self, now: Instant, id: Id, part: usize, end: JobEnd, spans: u64) {
+    pub(super) fn write_job_ended(&mut self, now: Instant, id: Id, part: usize, end: JobEnd) {
         let Some(Transfer::Write(w)) = self.transfers.get_mut(id) else { return };
-        w.spans += spans;
+        w.spans += end.spans;
         if let Some(p) = w.parts.get_mut(part) {
             p.job = None;
         }

@@ -245,6 +245,11 @@ pub fn run(case: &Case) -> Result<Moved, String> {
             if (summary.spans, summary.bytes) != (spans.len() as u64, sum) || summary.runs < summary.spans {
                 return Err(format!("summary {summary:?} of {} spans, {sum} bytes", spans.len()));
             }
+            let checked = plan.check(&request, &mut scratch).map_err(|e| format!("check: {e}"))?;
+            let merged_less = checked.spans >= summary.spans && checked.spans <= checked.runs;
+            if !merged_less || (checked.bytes, checked.runs) != (summary.bytes, summary.runs) {
+                return Err(format!("checked {checked:?}, expanded {summary:?}"));
+            }
             total += sum;
             moved.spans += summary.spans;
             copy(&sources[s], &mut memory, &spans)?;

@@ -201,9 +201,10 @@ fn every_message_in_every_state_of_a_session_leaves_nothing_behind() {
                         Output::Event(e) if e.kind == EventKind::Handshake => {
                             assert!(e.status != Status::Ok || depth > 4, "{m:?} {n:?}");
                         }
-                        Output::Post { job, spans, .. } => {
+                        Output::Post { job, .. } => {
                             let result = Err(kvlink::error::Error::new(Status::PeerDead, "closed"));
-                            let end = kvlink::proto::JobEnd { result, bytes: 0, spans, quiescent: true, held: false };
+                            let end =
+                                kvlink::proto::JobEnd { result, bytes: 0, spans: 0, quiescent: true, held: false };
                             e.handle_job(now, job, end);
                         }
                         _ => {}

@@ -388,7 +388,11 @@ impl Sim {
                 n.tokens.insert(token, conn);
             }
             Output::Unlink { conn } => self.unlink(node, conn),
-            Output::Post { job, conn, action, spans, mark, .. } => self.post(node, job, conn, action, spans, mark),
+            Output::Post { job, conn, action, work, mark } => {
+                let mut spans = Vec::new();
+                work.expand(&mut spans).unwrap();
+                self.post(node, job, conn, action, spans, mark);
+            }
             Output::CancelJob { job, reason } => self.end_job((node, job), Err(error(reason, "cancelled")), true),
             Output::Board { offset, word } => {
                 n.board.insert(offset, word);
@@ -494,7 +498,7 @@ impl Sim {
             }
             Item::JobEnd { job, result } => {
                 let Some(j) = self.jobs.remove(&job) else { return };
-                let end = JobEnd { result, bytes: j.moved, spans: j.spans, quiescent: true, held: j.held };
+                let end = JobEnd { result, bytes: j.moved, spans: j.spans.len() as u64, quiescent: true, held: j.held };
                 if self.alive(job.0) {
                     self.call(job.0, |e, now| e.handle_job(now, job.1, end));
                 }

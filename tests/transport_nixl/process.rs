@@ -8,6 +8,7 @@ use kvlink::agent::{Agent, AgentConfig};
 use kvlink::transport::nixl::NixlOptions;
 use kvlink::transport::{LinkId, Transport};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 /// Loaded, used and ended, NIXL leaves a process that exits as it should.
 #[test]
@@ -48,7 +49,7 @@ fn alone(test: &str, as_what: &str) {
     assert!(status.unwrap().success(), "{as_what}");
 }
 
-/// Peers come and go: the connections of those that are gone do not add up.
+/// The connections of peers that are gone end, although nothing is read any more.
 #[test]
 fn peers_that_are_gone_leave_no_connections() {
     if std::env::var_os(CHILD).is_none() {
@@ -56,18 +57,22 @@ fn peers_that_are_gone_leave_no_connections() {
         return alone("peers_that_are_gone_leave_no_connections", "sink");
     }
     let mut sink = Node::new(options(TCP).unwrap(), 2);
-    let mut counts = Vec::new();
-    for id in 1..5 {
+    let before = sockets().len();
+    for id in 1..4 {
         let mut source = Source::start(TCP, &[]);
         sink.nixl.connect(LinkId(id), &source.metadata()).unwrap();
         sink.post(id, id, everything());
         sink.good(id);
-        counts.push(sockets().len());
+        assert!(sockets().len() > before);
         sink.nixl.disconnect(LinkId(id));
         assert_eq!(source.ask("end").as_deref(), Some("ended"));
         exit(&mut source);
+        let deadline = Instant::now() + PATIENCE;
+        while sockets().len() > before {
+            assert!(Instant::now() < deadline, "{:?}", sockets());
+            std::thread::yield_now();
+        }
     }
-    assert!(counts.iter().all(|n| *n == counts[0]), "{counts:?}");
 }
 
 /// Not allowed to talk to other hosts, an agent and what it loads are not reachable from there.

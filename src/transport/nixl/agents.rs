@@ -67,6 +67,7 @@ impl vendor::Agents for Agents {
     const MAGIC: u32 = 0x4E4C_564B;
     const REPLACING: Duration = Duration::from_secs(5);
     const SWIFT: bool = true;
+    const TENDED: Option<Duration> = Some(Duration::from_secs(1));
     type Options = NixlOptions;
     type Request = Request;
     type Slot = Slot;
@@ -145,6 +146,12 @@ impl vendor::Agents for Agents {
     fn forget(&mut self, name: &CStr) {
         if let Some(Err(e)) = self.reader.as_mut().map(|r| r.forget(name)) {
             log::debug!("kvlink: nixl: forgetting {}: {e}", name.to_string_lossy());
+        }
+    }
+
+    fn tend(&mut self) {
+        if let Some(Err(e)) = self.reader.as_mut().map(Agent::go_on) {
+            log::debug!("kvlink: nixl: {e}");
         }
     }
 

@@ -72,6 +72,9 @@ table! {
     get_xfer_status(Handle, Handle) -> c_int;
     release_xfer_req(Handle, Handle) -> c_int;
     destroy_xfer_req(Handle) -> c_int;
+    create_notif_map(*mut Handle) -> c_int;
+    get_notifs(Handle, Handle, Handle) -> c_int;
+    destroy_notif_map(Handle) -> c_int;
 }
 
 /// Loads a library for good; an error says why it cannot be.
@@ -310,6 +313,14 @@ impl Agent {
     pub fn forget(&mut self, name: &CStr) -> Result<(), Failure> {
         // SAFETY: a live agent and a C string.
         unsafe { call!(self.library.table, invalidate_remote_md(self.raw, name.as_ptr())) }
+    }
+
+    /// Lets go on what no thread moves on and nobody looks at: connections that end. Nobody knows of notifications.
+    pub fn go_on(&mut self) -> Result<(), Failure> {
+        let t = &self.library.table;
+        let map = owned(t.create_notif_map, t.destroy_notif_map, "nixl_capi_create_notif_map")?;
+        // SAFETY: a live agent, map and options.
+        unsafe { call!(t, get_notifs(self.raw, map.raw, self.options.raw)) }
     }
 
     /// Prepares a read from a peer whose metadata was loaded. NIXL checks the bounds of both sides.

@@ -75,6 +75,8 @@ pub trait Agents: Sized + Send + 'static {
     const REPLACING: Duration;
     /// Posting a read waits for nothing but the copying of its bytes: the reactor may do it.
     const SWIFT: bool;
+    /// How often the reader wants to be tended while nothing is under way.
+    const TENDED: Option<Duration> = None;
     /// How it is set up.
     type Options: VendorOptions;
     /// A read.
@@ -110,6 +112,9 @@ pub trait Agents: Sized + Send + 'static {
     fn load(&mut self, peer: &Peer) -> Result<()>;
     /// Forgets a peer, so that its connections go.
     fn forget(&mut self, name: &CStr);
+
+    /// Lets the reader do what it does besides reads: connections end.
+    fn tend(&mut self) {}
 
     /// Prepares a read from a peer that was loaded.
     fn read(&mut self, peer: &CStr, pieces: &[Piece]) -> std::result::Result<Self::Request, Unread>;

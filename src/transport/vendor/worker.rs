@@ -144,7 +144,8 @@ impl<A: Agents, R: Report> Worker<A, R> {
             return Next::Now;
         }
         if self.is_idle() {
-            return Next::Called;
+            let tended = self.agents.as_mut().and_then(|a| A::TENDED.inspect(|_| a.tend()));
+            return tended.map_or(Next::Called, Next::After);
         }
         let most = if self.flights.iter().any(|f| f.job.is_some()) { LONGEST } else { ABANDONED };
         Next::After((now.saturating_duration_since(self.worked) / EIGHTH).clamp(SHORTEST, most))
