@@ -304,12 +304,10 @@ impl Reactor {
         if !done.is_empty() {
             let mut endpoint = self.shared.endpoint.lock();
             for d in done.drain(..) {
-                let job = JobId(d.id.0);
-                let quiescent = d.result.as_ref().err().is_none_or(|e| e.status() != Status::Quarantined);
-                let spans = d.spans.len() as u64;
-                let end = JobEnd { result: d.result, bytes: d.bytes, spans, quiescent, held: d.held };
-                endpoint.handle_job(now, job, end);
-                let mut spans = d.spans;
+                let Done { id, result, bytes, held, mut spans } = d;
+                let quiescent = result.as_ref().err().is_none_or(|e| e.status() != Status::Quarantined);
+                let end = JobEnd { result, bytes, spans: spans.len() as u64, quiescent, held };
+                endpoint.handle_job(now, JobId(id.0), end);
                 if self.spare.len() < SPARE && spans.capacity() <= SPARE_SPANS {
                     spans.clear();
                     self.spare.push(spans);

@@ -17,11 +17,15 @@ pub struct Summary {
     pub runs: u64,
 }
 
+/// Spans for which a [`Scratch`] keeps room.
+const KEPT: usize = 1 << 16;
+
 /// Buffers reused from request to request, so that the steady state allocates nothing.
 #[derive(Default)]
 pub struct Scratch {
     seen: Vec<u64>,
     pages: Vec<(u64, u64)>,
+    /// Of one set.
     spans: Vec<Span>,
     /// By kind of set.
     known: Vec<Option<Summary>>,
@@ -68,6 +72,9 @@ impl Plan {
             total.bytes = total.bytes.saturating_add(one.bytes);
             total.runs = total.runs.saturating_add(one.runs);
         }
+        // A long request must not cost memory for good.
+        spans.clear();
+        spans.shrink_to(KEPT);
         Ok(total)
     }
 

@@ -4,7 +4,6 @@ use super::Layout;
 use super::fold::{Loops, Step, fold};
 use super::stage::{self, Form};
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::Arc;
 
 /// One contiguous copy from a source region to a destination region.
@@ -99,15 +98,6 @@ pub(crate) struct CopySet {
     pub template: Arc<Template>,
 }
 
-impl CopySet {
-    /// All but the layer, and where it lies.
-    fn kind(&self) -> impl Eq + Hash + use<> {
-        let groups = (self.src_group, self.dst_group);
-        let strides = (self.src_block_stride, self.dst_block_stride, self.layer_delta);
-        (Arc::as_ptr(&self.template), groups, self.layers, strides)
-    }
-}
-
 /// What one destination rank takes from one source rank. Only [`compile`](super::compile) makes plans, and only with
 /// their proof.
 #[derive(Clone, Debug)]
@@ -117,7 +107,7 @@ pub struct Plan {
     pub(crate) src: Arc<Layout>,
     pub(crate) dst: Arc<Layout>,
     pub(crate) sets: Vec<CopySet>,
-    /// The first set that each is like, in all but where it lies.
+    /// The first set of each one's template. Sets of one template differ in layer, regions and offsets only.
     pub(crate) kinds: Vec<u32>,
     /// Groups that the sets read and write, by group index.
     pub(crate) used: (Vec<bool>, Vec<bool>),
@@ -130,7 +120,7 @@ impl Plan {
         };
         let used = (marks(&src, |s| s.src_group), marks(&dst, |s| s.dst_group));
         let mut first = HashMap::new();
-        let kinds = sets.iter().zip(0..).map(|(s, i)| *first.entry(s.kind()).or_insert(i)).collect();
+        let kinds = sets.iter().zip(0..).map(|(s, i)| *first.entry(Arc::as_ptr(&s.template)).or_insert(i)).collect();
         Plan { source: ranks.0, destination: ranks.1, src, dst, sets, kinds, used }
     }
 
