@@ -75,7 +75,7 @@ pub trait Agents: Sized + Send + 'static {
     const REPLACING: Duration;
     /// Posting a read waits for nothing but the copying of its bytes: the reactor may do it.
     const SWIFT: bool;
-    /// How often the reader wants to be tended while nothing is under way.
+    /// How seldom the reader may be tended while nothing is under way; more often after something was.
     const TENDED: Option<Duration> = None;
     /// How it is set up.
     type Options: VendorOptions;
@@ -113,7 +113,7 @@ pub trait Agents: Sized + Send + 'static {
     /// Forgets a peer, so that its connections go.
     fn forget(&mut self, name: &CStr);
 
-    /// Lets the reader do what it does besides reads: connections end.
+    /// Lets the reader do what it does besides reads: connections are made, and end.
     fn tend(&mut self) {}
 
     /// Prepares a read from a peer that was loaded.

@@ -1,5 +1,5 @@
-//! Who drives the worker: the reactor for reads that are copied while they are posted, since waking a thread takes longer than
-//! many of them, and its thread for everything else. Both look at what is under way.
+//! Who drives the worker: the reactor for reads that are short or copied while they are posted, since waking a thread takes
+//! longer than many of them, and its thread for everything else. Both look at what is under way.
 
 use super::Agents;
 use super::worker::{Command, Next, Report, Worker};
@@ -53,7 +53,7 @@ impl<A: Agents, R: Report> Desk<A, R> {
     /// Begins a job.
     pub fn start(&self, job: Job) {
         if let Some(mut held) = self.worker.try_lock()
-            && let Some(worker) = held.as_mut().filter(|w| w.is_prompt(&job))
+            && let Some(worker) = held.as_mut().filter(|w| w.would_be_prompt(&job))
             && self.calls.lock().commands.is_empty()
         {
             worker.start(job);

@@ -3,7 +3,7 @@
 mod ending;
 mod flight;
 
-use super::batch::{self, Cursor, Ends};
+use super::batch::{self, BATCH_BYTES, Cursor, Ends};
 use super::{Agents, Landing, Peer, Range, VendorOptions};
 use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Job, JobId, LinkId};
@@ -13,11 +13,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-/// Between looks at reads that are under way: at least, and at most. In between it is an eighth of the time since something
+/// Between looks: at least, and at most at reads that are under way. In between it is an eighth of the time since something
 /// was done, so that no end is noticed much later than it came.
 const SHORTEST: Duration = Duration::from_micros(20);
 const LONGEST: Duration = Duration::from_millis(1);
 const EIGHTH: u32 = 8;
+/// Spans of a job that is posted in about the time that it takes to wake a thread, if one read suffices for it.
+const FEW: usize = 64;
 /// Between looks at reads that nobody waits for any more.
 const ABANDONED: Duration = Duration::from_millis(20);
 
@@ -55,6 +57,8 @@ struct Link {
     broken: Option<Error>,
     /// It was disconnected, and stays until its last read has ended.
     gone: bool,
+    /// It has been read from: posting does not wait for what only the first read does.
+    answered: bool,
     /// Rises with reads that complete while they are posted.
     prompt: i32,
 }
@@ -63,6 +67,7 @@ struct Running {
     job: Job,
     /// Its spans are gathered in memory of our own, even where they could go straight into the blocks.
     gathers: bool,
+    short: bool,
     /// What has not been posted yet.
     todo: VecDeque<(Cursor, Cursor)>,
     moved: u64,
@@ -107,6 +112,10 @@ pub(super) struct Worker<A: Agents, R> {
     out: R,
 }
 
+fn is_short(job: &Job) -> bool {
+    job.spans.len() <= FEW && job.spans.iter().fold(0u64, |sum, s| sum.saturating_add(s.len)) <= BATCH_BYTES
+}
+
 impl<A: Agents, R: Report> Worker<A, R> {
     pub fn new(agents: A, options: &A::Options, out: R) -> Worker<A, R> {
         Worker {
@@ -143,11 +152,16 @@ impl<A: Agents, R: Report> Worker<A, R> {
             self.worked = now;
             return Next::Now;
         }
-        if self.is_idle() {
-            let tended = self.agents.as_mut().and_then(|a| A::TENDED.inspect(|_| a.tend()));
-            return tended.map_or(Next::Called, Next::After);
-        }
-        let most = if self.flights.iter().any(|f| f.job.is_some()) { LONGEST } else { ABANDONED };
+        let most = if self.flights.iter().any(|f| f.job.is_some()) {
+            LONGEST
+        } else if !self.is_idle() {
+            ABANDONED
+        } else if let (Some(agents), Some(longest)) = (&mut self.agents, A::TENDED) {
+            agents.tend();
+            longest
+        } else {
+            return Next::Called;
+        };
         Next::After((now.saturating_duration_since(self.worked) / EIGHTH).clamp(SHORTEST, most))
     }
 
@@ -168,15 +182,21 @@ impl<A: Agents, R: Report> Worker<A, R> {
     }
 
     fn is_prompt_id(&self, id: &JobId) -> bool {
-        self.jobs.get(id).is_some_and(|r| self.is_prompt(&r.job))
+        self.jobs.get(id).is_some_and(|r| self.is_prompt(r.job.link, r.short))
     }
 
-    /// Whether a job's reads will be copied while they are posted.
-    pub fn is_prompt(&self, job: &Job) -> bool {
-        A::SWIFT && self.replacing.is_none() && self.links.get(&job.link).is_some_and(|l| l.prompt >= PROVEN)
+    /// Whether a job's reads will be copied while they are posted, or are posted sooner than a thread is awake.
+    fn is_prompt(&self, link: LinkId, short: bool) -> bool {
+        let link = self.links.get(&link);
+        A::SWIFT && self.replacing.is_none() && link.is_some_and(|l| (short && l.answered) || l.prompt >= PROVEN)
     }
 
-    /// The reactor's turn: looks at what is under way, and posts one read of a job that [`is_prompt`](Worker::is_prompt).
+    /// Whether the reactor may begin a job.
+    pub fn would_be_prompt(&self, job: &Job) -> bool {
+        self.is_prompt(job.link, is_short(job))
+    }
+
+    /// The reactor's turn: looks at what is under way, and posts one read of a job that is prompt.
     /// Returns what has ended, and whether there is room for further reads since.
     pub fn turn_in_hand(&mut self) -> (Vec<Done>, bool) {
         self.in_hand = Some(Vec::new());
@@ -239,7 +259,8 @@ impl<A: Agents, R: Report> Worker<A, R> {
             agents.load(&peer)
         });
         if loaded.is_ok() || keep {
-            self.links.insert(link, Link { peer, broken: loaded.clone().err(), gone: false, prompt: 0 });
+            self.links
+                .insert(link, Link { peer, broken: loaded.clone().err(), gone: false, answered: false, prompt: 0 });
         }
         loaded
     }
@@ -251,7 +272,8 @@ impl<A: Agents, R: Report> Worker<A, R> {
         let checked = self.check(&job);
         let todo = VecDeque::from([(Cursor::default(), to)]);
         let gathers = self.landing != Landing::Direct && (batch::gather(&mut job.spans) || job.staged);
-        self.jobs.insert(id, Running { job, gathers, todo, moved: 0, held: false, failure: None });
+        let short = is_short(&job);
+        self.jobs.insert(id, Running { job, gathers, short, todo, moved: 0, held: false, failure: None });
         match checked {
             Ok(()) => self.turns.push_back(id),
             Err(e) => self.fail(id, e),

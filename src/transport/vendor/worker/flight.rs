@@ -211,6 +211,9 @@ impl<A: Agents, R: Report> Worker<A, R> {
             agents.give_back(slot);
         }
         agents.release(f.request);
+        if let Some(l) = self.links.get_mut(&f.link) {
+            l.answered = true;
+        }
         if let Some(r) = f.job.and_then(|id| self.jobs.get_mut(&id)) {
             r.moved += f.bytes;
             let id = r.job.id;
