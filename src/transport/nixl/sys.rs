@@ -315,7 +315,7 @@ impl Agent {
         unsafe { call!(self.library.table, invalidate_remote_md(self.raw, name.as_ptr())) }
     }
 
-    /// Lets go on what no thread moves on and nobody looks at: connections that end. Nobody knows of notifications.
+    /// Moves on what no thread does and nobody looks at: connections that are made, and that end. Notifications are dropped.
     pub fn go_on(&mut self) -> Result<(), Failure> {
         let t = &self.library.table;
         let map = owned(t.create_notif_map, t.destroy_notif_map, "nixl_capi_create_notif_map")?;
