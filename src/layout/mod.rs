@@ -22,6 +22,7 @@ mod fold;
 mod footprint;
 pub mod form;
 mod json;
+mod lists;
 pub mod model;
 mod plan;
 mod proof;

@@ -53,7 +53,7 @@ impl<A: Agents, R: Report> Desk<A, R> {
     /// Begins a job.
     pub fn start(&self, job: Job) {
         if let Some(mut held) = self.worker.try_lock()
-            && let Some(worker) = held.as_mut().filter(|w| w.would_be_prompt(&job))
+            && let Some(worker) = held.as_mut().filter(|w| w.is_prompt(&job))
             && self.calls.lock().commands.is_empty()
         {
             worker.start(job);

@@ -67,7 +67,6 @@ struct Running {
     job: Job,
     /// Its spans are gathered in memory of our own, even where they could go straight into the blocks.
     gathers: bool,
-    short: bool,
     /// What has not been posted yet.
     todo: VecDeque<(Cursor, Cursor)>,
     moved: u64,
@@ -182,18 +181,13 @@ impl<A: Agents, R: Report> Worker<A, R> {
     }
 
     fn is_prompt_id(&self, id: &JobId) -> bool {
-        self.jobs.get(id).is_some_and(|r| self.is_prompt(r.job.link, r.short))
+        self.jobs.get(id).is_some_and(|r| self.is_prompt(&r.job))
     }
 
     /// Whether a job's reads will be copied while they are posted, or are posted sooner than a thread is awake.
-    fn is_prompt(&self, link: LinkId, short: bool) -> bool {
-        let link = self.links.get(&link);
-        A::SWIFT && self.replacing.is_none() && link.is_some_and(|l| (short && l.answered) || l.prompt >= PROVEN)
-    }
-
-    /// Whether the reactor may begin a job.
-    pub fn would_be_prompt(&self, job: &Job) -> bool {
-        self.is_prompt(job.link, is_short(job))
+    pub fn is_prompt(&self, job: &Job) -> bool {
+        let prompt = |l: &Link| l.prompt >= PROVEN || (l.answered && is_short(job));
+        A::SWIFT && self.replacing.is_none() && self.links.get(&job.link).is_some_and(prompt)
     }
 
     /// The reactor's turn: looks at what is under way, and posts one read of a job that is prompt.
@@ -272,8 +266,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
         let checked = self.check(&job);
         let todo = VecDeque::from([(Cursor::default(), to)]);
         let gathers = self.landing != Landing::Direct && (batch::gather(&mut job.spans) || job.staged);
-        let short = is_short(&job);
-        self.jobs.insert(id, Running { job, gathers, short, todo, moved: 0, held: false, failure: None });
+        self.jobs.insert(id, Running { job, gathers, todo, moved: 0, held: false, failure: None });
         match checked {
             Ok(()) => self.turns.push_back(id),
             Err(e) => self.fail(id, e),
