@@ -4,7 +4,7 @@
 //! *reader* is what we read with; nobody knows it, so it can be replaced: NIXL cannot cancel, and only the end of an agent
 //! proves that its reads have ended.
 
-use super::batch::BATCH_BYTES;
+use super::batch::STAGED_BYTES;
 use super::library;
 use super::options::NixlOptions;
 use super::reasons;
@@ -108,7 +108,7 @@ impl vendor::Agents for Agents {
         if let Some(slot) = self.free.pop() {
             return Ok(slot);
         }
-        let slot = Slot { memory: SharedMemory::allocate(BATCH_BYTES as usize)? };
+        let slot = Slot { memory: SharedMemory::allocate(STAGED_BYTES as usize)? };
         let range = Self::range(&slot);
         self.reader()?.register(range.addr(), range.len()).map_err(backend)?;
         Ok(slot)

@@ -3,7 +3,7 @@
 mod ending;
 mod flight;
 
-use super::batch::{self, BATCH_BYTES, Cursor, Ends};
+use super::batch::{self, STAGED_BYTES, Cursor, Ends};
 use super::{Agents, Landing, Peer, Range, VendorOptions};
 use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Job, JobId, LinkId};
@@ -112,7 +112,7 @@ pub(super) struct Worker<A: Agents, R> {
 }
 
 fn is_short(job: &Job) -> bool {
-    job.spans.len() <= FEW && job.spans.iter().fold(0u64, |sum, s| sum.saturating_add(s.len)) <= BATCH_BYTES
+    job.spans.len() <= FEW && job.spans.iter().fold(0u64, |sum, s| sum.saturating_add(s.len)) <= STAGED_BYTES
 }
 
 impl<A: Agents, R: Report> Worker<A, R> {
