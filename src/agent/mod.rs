@@ -37,7 +37,7 @@ use router::Routers;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use waker::Waker;
 
 /// What callers and the reactor share.
@@ -188,12 +188,13 @@ impl Agent {
     /// caller that looks in a loop lends the reactor a hand first.
     pub fn poll(&self, max: usize, timeout: Option<Duration>) -> Vec<Event> {
         let Shared { queue, waker, .. } = &*self.shared;
-        let spins = waker.engine_looks();
-        if spins && queue.is_empty() && self.check().is_ok() {
+        let loops = waker.engine_looks(Instant::now(), timeout != Some(Duration::ZERO));
+        let turns = loops && queue.is_empty() && self.check().is_ok();
+        if turns {
             Driver { shared: &self.shared, poller: &self.poller, reactor: &self.reactor }.lend_a_hand();
         }
         let events = queue.poll(max, timeout);
-        waker.engine_looked(!events.is_empty());
+        waker.engine_looked(Instant::now(), !events.is_empty(), turns);
         events
     }
 

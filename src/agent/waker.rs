@@ -10,10 +10,10 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// So many looks for events, each so soon after the one before, tell an engine that polls in a loop.
+/// So many looks for an event in a row, each so soon after the one before, tell an engine that polls in a loop.
 const SPINNING: u32 = 4;
 const SOON: Duration = Duration::from_micros(50);
-/// So many events in a row that were there at the first looks tell that it does not any more: one may have come while the
+/// So many events in a row that were there without its doing tell that it does not any more: one may have come while the
 /// engine was kept from looking.
 const AT_ONCE: u32 = 4;
 /// How long work is left to an engine that polls.
@@ -26,11 +26,12 @@ pub(super) struct Waker {
     pending: AtomicBool,
     /// The thread is, or is about to be, asleep: to wake it needs a system call.
     asleep: AtomicBool,
-    /// Looks of engines for events, each soon after the one before; the end of the last, in nanoseconds after `start`.
+    /// Looks of an engine since its last event, each soon after the one before; the end of the last, in nanoseconds after
+    /// `start`.
     looks: AtomicU32,
     looked: AtomicU64,
     start: Instant,
-    /// Not 0: events go to an engine that polls in a loop. So many more must be there at first looks until it does not.
+    /// Not 0: events go to an engine that polls in a loop. So many more must be there by themselves until it does not.
     polls: AtomicU32,
     /// An engine took a turn since the thread last asked.
     taken: AtomicBool,
@@ -100,26 +101,28 @@ impl Waker {
         }
     }
 
-    /// An engine looks for events; returns whether it does so in a loop.
-    pub fn engine_looks(&self) -> bool {
-        let soon = self.now().saturating_sub(self.looked.load(Ordering::Relaxed)) < SOON.as_nanos() as u64;
+    /// An engine looks for events; returns whether it does so in a loop. One that waits for them does not, nor does one that
+    /// looks after an event whether there is another.
+    pub fn engine_looks(&self, at: Instant, waits: bool) -> bool {
+        let soon =
+            !waits && self.nanoseconds(at).saturating_sub(self.looked.load(Ordering::Relaxed)) < SOON.as_nanos() as u64;
         let looks = if soon { self.looks.load(Ordering::Relaxed).saturating_add(1) } else { 0 };
         self.looks.store(looks, Ordering::Relaxed);
-        looks >= SPINNING
+        soon && (looks >= SPINNING || self.polls())
     }
 
-    /// It has looked.
-    pub fn engine_looked(&self, found: bool) {
-        self.looked.store(self.now(), Ordering::Relaxed);
+    /// It has looked, and may have taken a turn before.
+    pub fn engine_looked(&self, at: Instant, found: bool, turned: bool) {
+        self.looked.store(self.nanoseconds(at), Ordering::Relaxed);
         if found {
-            let loops = self.looks.load(Ordering::Relaxed) >= SPINNING;
+            let loops = self.looks.swap(0, Ordering::Relaxed) >= SPINNING || turned;
             let left = if loops { AT_ONCE } else { self.polls.load(Ordering::SeqCst).saturating_sub(1) };
             self.polls.store(left, Ordering::SeqCst);
         }
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    fn nanoseconds(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// An engine takes a turn.
@@ -141,26 +144,78 @@ impl Waker {
 mod tests {
     use super::*;
 
+    const STEP: Duration = Duration::from_micros(5);
+
+    /// An engine under virtual time.
+    struct Engine {
+        waker: Waker,
+        now: Instant,
+    }
+
+    impl Engine {
+        fn new() -> Engine {
+            Engine { waker: Waker::new().unwrap(), now: Instant::now() + Duration::from_secs(1) }
+        }
+
+        /// Looks after `pause`; an event comes after `waits`, or is there. Returns whether it would take a turn.
+        fn look(&mut self, pause: Duration, waits: Option<Duration>, found: bool) -> bool {
+            self.now += pause;
+            let turns = self.waker.engine_looks(self.now, waits.is_some());
+            self.now += waits.unwrap_or_default();
+            self.waker.engine_looked(self.now, found, turns);
+            turns
+        }
+
+        /// One that polls in a loop.
+        fn looping() -> Engine {
+            let mut engine = Engine::new();
+            let turns: Vec<bool> = (0..6).map(|i| engine.look(STEP, None, i == 5)).collect();
+            assert_eq!(turns, [false, false, false, false, true, true], "after {SPINNING}, each soon");
+            assert!(engine.waker.polls());
+            engine
+        }
+    }
+
     #[test]
-    fn only_an_engine_that_looks_in_a_loop_takes_turns() {
-        let waker = Waker::new().unwrap();
-        let look = || {
-            let loops = waker.engine_looks();
-            waker.engine_looked(false);
-            loops
-        };
+    fn an_engine_that_polls_in_a_loop_takes_turns() {
+        let mut engine = Engine::looping();
         for _ in 0..20 {
-            std::thread::sleep(SOON);
-            assert!(!look(), "now and then");
+            assert!(engine.look(STEP, None, true), "its events come with its turns");
+            assert!(!engine.look(SOON, None, false), "it has done something else");
         }
-        assert!((0..1_000_000).any(|_| look()), "in a loop");
-        waker.engine_looked(true);
-        for _ in 0..AT_ONCE {
-            assert!(waker.polls());
-            std::thread::sleep(SOON);
-            assert!(!look());
-            waker.engine_looked(true);
+        assert!(engine.waker.polls());
+    }
+
+    #[test]
+    fn one_that_looks_now_and_then_takes_none() {
+        let mut engine = Engine::new();
+        assert!((0..20).all(|i| !engine.look(SOON, None, i % 3 == 0)));
+        assert!(!engine.waker.polls());
+    }
+
+    #[test]
+    fn one_that_waits_takes_none_however_soon_it_does_again() {
+        let mut engine = Engine::new();
+        assert!((0..20).all(|_| !engine.look(STEP, Some(STEP), true)));
+        assert!(!engine.waker.polls());
+    }
+
+    #[test]
+    fn one_that_looks_whether_there_is_more_takes_none() {
+        let mut engine = Engine::new();
+        assert!((0..40).all(|i| !engine.look(STEP, None, i % 2 == 0)));
+        assert!(!engine.waker.polls());
+    }
+
+    #[test]
+    fn one_that_ceases_to_poll_is_noticed() {
+        for waits in [None, Some(STEP)] {
+            let mut engine = Engine::looping();
+            for _ in 0..AT_ONCE {
+                assert!(engine.waker.polls());
+                assert!(!engine.look(SOON, waits, true));
+            }
+            assert!(!engine.waker.polls());
         }
-        assert!(!waker.polls());
     }
 }

@@ -3,7 +3,7 @@
 mod ending;
 mod flight;
 
-use super::batch::{self, STAGED_BYTES, Cursor, Ends};
+use super::batch::{self, Cursor, Ends, STAGED_BYTES};
 use super::{Agents, Landing, Peer, Range, VendorOptions};
 use crate::error::{Error, Result, Status};
 use crate::transport::{Done, Job, JobId, LinkId};
