@@ -51,9 +51,12 @@ pub fn print(world: &mut World) {
     println!(
         "prepared lists of all blocks and one transfer a request, polled in a loop; ratios of times: NIXL's to kvlink's,"
     );
-    println!("polled and with an engine that sleeps until its event comes");
+    println!("polled and with an engine that sleeps until its event comes; the call of that one");
     let columns = format!("{:>7}{:>9}{:>9}{:>8}{:>8}{:>7}", "GB/s", "p50 ms", "p99 ms", "call us", "p99", "cpu/GB");
-    println!("{:<8}{:>6}{:>7}{:>9}{columns}  |{columns}{:>7}{:>7}", "", "block", "layers", "source", "ratio", "asleep");
+    println!(
+        "{:<8}{:>6}{:>7}{:>9}{columns}  |{columns}{:>7}{:>7}{:>8}{:>8}",
+        "", "block", "layers", "source", "ratio", "asleep", "call us", "p99"
+    );
     for (w, (way, engine)) in WAYS.iter().enumerate() {
         if !asked(way) {
             continue;
@@ -95,8 +98,12 @@ pub fn print(world: &mut World) {
                 let bytes = to.len() * size as usize;
                 let [ours, theirs, asleep, beside] = series.each_mut().map(|s| percentile(&mut s.times, 0.5));
                 let (ratio, waiting) = (theirs / ours, beside / asleep);
+                let calls = &mut series[2].posts;
+                let (call, slow) = (percentile(calls, 0.5) * 1e6, percentile(calls, 0.99) * 1e6);
                 let [ours, theirs, ..] = series.each_mut().map(|s| s.columns(bytes));
-                println!("{way:<8}{size:>6}{layers:>7}{source:>9}{ours}  |{theirs}{ratio:>7.2}{waiting:>7.2}");
+                println!(
+                    "{way:<8}{size:>6}{layers:>7}{source:>9}{ours}  |{theirs}{ratio:>7.2}{waiting:>7.2}{call:>8.0}{slow:>8.0}"
+                );
             }
         }
     }

@@ -28,7 +28,7 @@ use crate::error::{Error, Result, Status};
 use crate::layout::Layout;
 use crate::memory::Memory;
 use crate::proto::{Endpoint, Event, Identity};
-use crate::transport::Poller;
+use crate::transport::{self, Poller};
 use driver::Driver;
 use net::Inbox;
 use parking_lot::{Condvar, Mutex};
@@ -154,10 +154,8 @@ impl Agent {
         let reactor = Reactor::new(shared.clone(), poller.clone(), listener, transports, &config)?;
         let reactor = Arc::new(Mutex::new(reactor));
         let (s, p, r) = (shared.clone(), poller.clone(), reactor.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("kvlink-{}", config.rank))
-            .spawn(move || Driver { shared: &s, poller: &p, reactor: &r }.run())
-            .map_err(|e| Error::new(Status::System, format!("starting the reactor thread: {e}")))?;
+        let work = move || Driver { shared: &s, poller: &p, reactor: &r }.run();
+        let thread = transport::start(format!("kvlink-{}", config.rank), work)?;
         let memory = vec![None; layout.regions().len()];
         Ok(Agent {
             shared,

@@ -14,9 +14,11 @@ pub mod host;
 pub mod mori;
 pub mod nixl;
 mod poller;
+mod sys;
 mod vendor;
 
 pub use poller::{Interest, Poller, Ready};
+pub use sys::start;
 
 use crate::error::{Result, Status};
 use crate::layout::Span;

@@ -19,7 +19,7 @@ pub(super) use agents::unique_name;
 pub use agents::{Agents, Landing, Peer, State, Unread, VendorOptions};
 pub use sys::{Piece, Range};
 
-use super::{Action, Done, Interest, Job, JobId, Link, LinkId, Poller, Ready, Transport};
+use super::{Action, Done, Interest, Job, JobId, Link, LinkId, Poller, Ready, Transport, start};
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use desk::Desk;
@@ -104,9 +104,8 @@ impl<A: Agents> Vendor<A> {
     /// backend cannot be used, with the reason.
     pub fn new(poller: Arc<Poller>, key: u64, options: A::Options) -> Result<Vendor<A>> {
         options.check()?;
-        let system = |what: &str, e: String| Error::new(Status::System, format!("{what}: {e}"));
-        let wake =
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| system("eventfd", e.to_string()))?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| Error::new(Status::System, format!("eventfd: {e}")))?;
         poller.add(&wake, key, Interest { read: true, write: false })?;
         let shared = Arc::new(Shared { ended: Mutex::new(Vec::new()), gone: AtomicBool::new(false), wake });
         let desk = Arc::new(Desk::new());
@@ -124,10 +123,7 @@ impl<A: Agents> Vendor<A> {
                 Err(e) => drop(answer.send(Err(e))),
             }
         };
-        std::thread::Builder::new()
-            .name(format!("kvlink-{}", A::NAME))
-            .spawn(work)
-            .map_err(|e| system("starting the transport's thread", e.to_string()))?;
+        start(format!("kvlink-{}", A::NAME), work)?;
         let mut made = Vendor {
             options,
             poller,
