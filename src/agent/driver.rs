@@ -86,13 +86,17 @@ impl Driver<'_> {
 
     /// Announces the sleep, and says how long: not at all while something may have come since we looked.
     fn sleep(&self, now: Instant, due: Option<Instant>) -> Option<Duration> {
+        let until_due = due.map(|at| at.saturating_duration_since(now));
+        if self.shared.waker.expects_engine(now) {
+            return Some(until_due.map_or(LATER, |t| t.min(LATER)));
+        }
         self.shared.waker.falls_asleep();
         // A turn takes `pending`, whoever set it: what is no work for a turn has to be looked for here.
         let ends = self.shared.stop.load(Ordering::SeqCst) || self.shared.poisoned.load(Ordering::SeqCst);
         if ends || self.shared.waker.is_pending() {
             return Some(Duration::ZERO);
         }
-        due.map(|at| at.saturating_duration_since(now))
+        until_due
     }
 
     /// One turn on the caller's thread, unless somebody else is at it.
