@@ -1,5 +1,6 @@
 //! Who drives the worker: the reactor for reads that are short or copied while they are posted, since waking a thread takes
-//! longer than many of them, and its thread for everything else. Both look at what is under way.
+//! longer than many of them, and its thread for everything else. Both look at what is under way, and tell the other one what
+//! is its to do.
 
 use super::Agents;
 use super::worker::{Command, Next, Report, Worker};
@@ -7,10 +8,14 @@ use crate::error::{Error, Status};
 use crate::transport::{Done, Job};
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 pub(super) struct Desk<A: Agents, R> {
     /// `None` before it begins and after it has ended. Whoever holds it may be inside the library for long.
     worker: Mutex<Option<Worker<A, R>>>,
+    /// The reactor did not get at the worker.
+    missed: AtomicBool,
+    reactor: R,
     calls: Mutex<Calls>,
     called: Condvar,
 }
@@ -31,8 +36,9 @@ impl Calls {
 }
 
 impl<A: Agents, R: Report> Desk<A, R> {
-    pub fn new() -> Desk<A, R> {
-        Desk { worker: Mutex::new(None), calls: Mutex::default(), called: Condvar::new() }
+    pub fn new(reactor: R) -> Desk<A, R> {
+        let (worker, missed) = (Mutex::new(None), AtomicBool::new(false));
+        Desk { worker, missed, reactor, calls: Mutex::default(), called: Condvar::new() }
     }
 
     /// Leaves a command for the thread.
@@ -65,8 +71,12 @@ impl<A: Agents, R: Report> Desk<A, R> {
     /// The reactor's turn, if nobody is at it: looks at what is under way, and posts one read that is prompt. Returns what
     /// has ended, and whether it would go on.
     pub fn lend_a_hand(&self) -> (Vec<Done>, bool) {
+        // Either we get at the worker, or who has it sees afterwards that we did not.
+        self.missed.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         let mut held = self.worker.try_lock();
         let Some(Some(worker)) = held.as_deref_mut() else { return Default::default() };
+        self.missed.store(false, Ordering::Relaxed);
         let waited = worker.waits();
         let (ended, room) = worker.turn_in_hand();
         if worker.waits() && (room || !waited) {
@@ -78,15 +88,22 @@ impl<A: Agents, R: Report> Desk<A, R> {
     /// The thread: until the desk is closed.
     pub fn serve(&self, worker: Worker<A, R>) {
         *self.worker.lock() = Some(worker);
-        loop {
-            let next = {
-                let mut held = self.worker.lock();
-                let Some(worker) = held.as_mut() else { return };
-                let command = self.calls.lock().commands.pop_front();
-                worker.turn(command)
-            };
-            if !self.wait(next) {
-                break;
+        let mut next = Next::Now;
+        while let Some(heard) = self.wait(&next) {
+            // Nobody waits for a reader that is only tended.
+            let tends = !heard && matches!(next, Next::Tend(_));
+            let held = if tends { self.worker.try_lock() } else { Some(self.worker.lock()) };
+            let Some(mut held) = held else { continue };
+            let Some(worker) = held.as_mut() else { return };
+            let command = self.calls.lock().commands.pop_front();
+            let knew = worker.any_prompt();
+            next = worker.turn(command);
+            let prompt = worker.any_prompt();
+            drop(held);
+            fence(Ordering::SeqCst);
+            let missed = self.missed.swap(false, Ordering::Relaxed);
+            if prompt && (missed || !knew) {
+                self.reactor.call();
             }
         }
         let reason = Error::new(Status::PeerDead, "the transport is gone");
@@ -96,15 +113,16 @@ impl<A: Agents, R: Report> Desk<A, R> {
         }
     }
 
-    /// Returns whether the thread has to go on.
-    fn wait(&self, next: Next) -> bool {
+    /// Returns whether the thread was called; `None` when it has to end.
+    fn wait(&self, next: &Next) -> Option<bool> {
         let mut calls = self.calls.lock();
         match next {
-            Next::After(pause) if !calls.any() => drop(self.called.wait_for(&mut calls, pause)),
+            Next::After(pause) | Next::Tend(pause) if !calls.any() => _ = self.called.wait_for(&mut calls, *pause),
             Next::Called => self.called.wait_while(&mut calls, |c| !c.any()),
-            Next::Now | Next::After(_) => {}
+            Next::Now | Next::After(_) | Next::Tend(_) => {}
         }
+        let called = calls.any();
         calls.more = false;
-        !calls.closed || !calls.commands.is_empty()
+        (!calls.closed || !calls.commands.is_empty()).then_some(called)
     }
 }

@@ -79,6 +79,10 @@ impl Report for Arc<Shared> {
             self.ring();
         }
     }
+
+    fn call(&self) {
+        self.ring();
+    }
 }
 
 /// Says that the worker has ended, however it did.
@@ -108,7 +112,7 @@ impl<A: Agents> Vendor<A> {
             .map_err(|e| Error::new(Status::System, format!("eventfd: {e}")))?;
         poller.add(&wake, key, Interest { read: true, write: false })?;
         let shared = Arc::new(Shared { ended: Mutex::new(Vec::new()), gone: AtomicBool::new(false), wake });
-        let desk = Arc::new(Desk::new());
+        let desk = Arc::new(Desk::new(shared.clone()));
         let (answer, started) = channel();
         let (out, chosen, here) = (shared.clone(), options.clone(), desk.clone());
         let (alive, thread) = channel();

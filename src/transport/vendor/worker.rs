@@ -76,9 +76,12 @@ struct Running {
     failure: Option<Error>,
 }
 
-/// Where ended jobs go.
+/// The reactor, to the worker.
 pub(super) trait Report {
+    /// A job has ended.
     fn report(&self, done: Done);
+    /// There is something to do for it.
+    fn call(&self);
 }
 
 /// When the worker has to be driven next.
@@ -86,6 +89,8 @@ pub(super) enum Next {
     Now,
     /// Unless it hears something.
     After(Duration),
+    /// The same, but only the reader is tended then.
+    Tend(Duration),
     /// When it hears something.
     Called,
 }
@@ -151,21 +156,17 @@ impl<A: Agents, R: Report> Worker<A, R> {
             self.worked = now;
             return Next::Now;
         }
-        let most = if self.flights.iter().any(|f| f.job.is_some()) {
-            LONGEST
-        } else if !self.is_idle() {
-            ABANDONED
+        let pause = now.saturating_duration_since(self.worked) / EIGHTH;
+        if self.flights.iter().any(|f| f.job.is_some()) {
+            Next::After(pause.clamp(SHORTEST, LONGEST))
+        } else if self.waits() {
+            Next::After(pause.clamp(SHORTEST, ABANDONED))
         } else if let (Some(agents), Some(longest)) = (&mut self.agents, A::TENDED) {
             agents.tend();
-            longest
+            Next::Tend(pause.clamp(SHORTEST, longest))
         } else {
-            return Next::Called;
-        };
-        Next::After((now.saturating_duration_since(self.worked) / EIGHTH).clamp(SHORTEST, most))
-    }
-
-    pub fn is_idle(&self) -> bool {
-        self.turns.is_empty() && self.flights.is_empty() && self.replacing.is_none() && self.closing.is_none()
+            Next::Called
+        }
     }
 
     /// There is work for the thread.
@@ -180,7 +181,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
         self.turns.iter().any(|id| self.is_prompt_id(id))
     }
 
-    fn is_prompt_id(&self, id: &JobId) -> bool {
+    pub(super) fn is_prompt_id(&self, id: &JobId) -> bool {
         self.jobs.get(id).is_some_and(|r| self.is_prompt(&r.job))
     }
 

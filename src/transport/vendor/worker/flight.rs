@@ -45,7 +45,7 @@ fn unreadable<A: Agents>(peer: &Peer, e: &str) -> Error {
 }
 
 impl<A: Agents, R: Report> Worker<A, R> {
-    /// Gives every job a turn while there is room; returns whether anything was posted.
+    /// Gives every job of the thread's a turn while there is room; returns whether anything was posted.
     pub(super) fn post(&mut self) -> bool {
         if self.replacing.is_some() {
             return false;
@@ -53,7 +53,7 @@ impl<A: Agents, R: Report> Worker<A, R> {
         for _ in 0..self.turns.len() {
             let Some(id) = self.turns.pop_front() else { break };
             let Some(link) = self.jobs.get(&id).map(|r| r.job.link) else { continue };
-            if self.flights.iter().filter(|f| f.link == link).count() >= DEPTH {
+            if self.is_prompt_id(&id) || self.flights.iter().filter(|f| f.link == link).count() >= DEPTH {
                 self.turns.push_back(id);
                 continue;
             }
