@@ -97,6 +97,25 @@ fn a_good_library_moves_bytes() {
     assert!(have.iter().all(|b| *b == 7));
 }
 
+/// The transport's thread has other things to do meanwhile: a read that it took over would cost the engine that polls more.
+#[test]
+fn reads_that_are_copied_while_they_are_posted_are_left_to_the_reactor() {
+    let (source, mut sink) = (source(), Node::new("good", Landing::Auto));
+    for id in 1..20 {
+        sink.read(id, &source);
+        sink.end();
+    }
+    unsafe { std::ptr::write_bytes(sink.memory.addr() as *mut u8, 0, LEN) };
+    sink.read(20, &source);
+    for link in 2..10 {
+        sink.nixl.connect(LinkId(link), &source.nixl.metadata()).unwrap();
+    }
+    let have = unsafe { std::slice::from_raw_parts(sink.memory.addr() as *const u8, LEN) };
+    assert!(have.iter().all(|b| *b == 0));
+    assert_eq!(sink.end().bytes, LEN as u64);
+    assert!(have.iter().all(|b| *b == 7));
+}
+
 #[test]
 fn a_read_that_never_ends_ends_with_the_agent_that_reads() {
     let (source, mut sink) = (source(), Node::new("stuck", Landing::Direct));
