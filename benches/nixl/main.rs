@@ -1,7 +1,8 @@
 //! Requests over NIXL between two processes, from the call to the event, beside NIXL driven as vLLM drives it. Same memory,
-//! same blocks, same run. Also: what connecting to a peer costs, and what prepared lists of blocks would bring.
+//! same blocks, same run. Also: what connecting to a peer costs, what idle agents do, and what prepared lists of blocks would
+//! bring.
 //! `cargo bench --bench nixl`; needs the wheel that `scripts/nixl.sh` installs. Arguments choose: `-- tcp/16384`,
-//! `-- connect`, `-- prepared`.
+//! `-- connect`, `-- idle`, `-- prepared`.
 
 #[allow(dead_code)]
 #[path = "../../src/transport/nixl/abi.rs"]
@@ -15,6 +16,7 @@ mod wheel;
 
 mod bare;
 mod connect;
+mod idle;
 mod prepared;
 mod requests;
 
@@ -160,6 +162,7 @@ fn main() {
     let mut world = World::new();
     requests::print(&mut world);
     connect::print(&world);
+    idle::print(&world);
     prepared::print(&world);
     drop(world.remote);
     // Nothing of NIXL is ended before the source has: that would be timed by its patience.
