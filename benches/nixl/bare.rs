@@ -195,3 +195,10 @@ impl Bare {
         begin.elapsed() + self.run(request)
     }
 }
+
+impl Drop for Bare {
+    /// Its thread would go on beside what is measured next.
+    fn drop(&mut self) {
+        assert_eq!(call!(self.library, destroy_agent(self.agent): (Handle)), OK);
+    }
+}
