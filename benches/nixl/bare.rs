@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// What vLLM has is 0, which keeps a core busy: here the reference gets the better value.
 const DELAY_US: u64 = 1000;
+/// The argument that leaves the agents that read without a progress thread, as kvlink has it.
+const NO_THREAD: &str = "--no-thread";
 
 /// An agent with one region.
 pub struct Bare {
@@ -48,7 +50,8 @@ impl Bare {
         let path = CString::new(path.to_str().unwrap()).unwrap();
         let l = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
         assert!(!l.is_null());
-        let (name, config) = (CString::new(name).unwrap(), Config::new(Some(DELAY_US)));
+        let delay = (!std::env::args().any(|a| a == NO_THREAD)).then_some(DELAY_US);
+        let (name, config) = (CString::new(name).unwrap(), Config::new(delay));
         let mut new = [null_mut(); 5];
         let [agent, params, backend, options, list] = &mut new;
         let (key, value) = (c"engine_config", CString::new(engine).unwrap());

@@ -2,7 +2,7 @@
 //! same blocks, same run. Also: what connecting to a peer costs, what idle agents do, and what prepared lists of blocks would
 //! bring.
 //! `cargo bench --bench nixl`; needs the wheel that `scripts/nixl.sh` installs. Arguments choose: `-- tcp/16384`,
-//! `-- connect`, `-- idle`, `-- prepared`.
+//! `-- connect`, `-- idle`, `-- prepared`; `-- --no-thread` takes the progress thread from the reference's agents that read.
 
 #[allow(dead_code)]
 #[path = "../../src/transport/nixl/abi.rs"]
