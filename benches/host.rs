@@ -8,7 +8,7 @@ use common::{filled, wanted};
 use kvlink::layout::Span;
 use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::host::{Host, HostOptions};
-use kvlink::transport::{Action, Job, JobId, LinkId, Poller, Transport};
+use kvlink::transport::{Action, Job, JobId, LinkId, Poller, Slice, Transport};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -246,7 +246,7 @@ fn parent() {
             let (mut done, mut times) = (Vec::new(), Vec::new());
             while done.is_empty() {
                 let t = Instant::now();
-                host.progress(&[], BUDGET, &mut done);
+                host.progress(&[], Slice::of(BUDGET), &mut done);
                 times.push(t.elapsed());
             }
             times.sort();

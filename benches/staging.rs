@@ -9,7 +9,7 @@ use common::filled;
 use kvlink::layout::Span;
 use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::host::{Host, HostOptions};
-use kvlink::transport::{Action, Job, JobId, LinkId, Poller, Ready, Transport};
+use kvlink::transport::{Action, Job, JobId, LinkId, Poller, Ready, Slice, Transport};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -138,8 +138,8 @@ fn stream(src: &Arc<SharedMemory>, dst: &Arc<SharedMemory>, spans: &[Span]) -> (
             let mut ready: Vec<Ready> = Vec::new();
             while got.is_empty() || sent.is_empty() {
                 poller.wait(Some(Duration::ZERO), &mut ready).expect("wait");
-                a.progress(&ready, 1 << 20, &mut sent);
-                b.progress(&ready, 1 << 20, &mut got);
+                a.progress(&ready, Slice::of(1 << 20), &mut sent);
+                b.progress(&ready, Slice::of(1 << 20), &mut got);
             }
             assert!(got.iter().chain(&sent).all(|d| d.result.is_ok()));
         })

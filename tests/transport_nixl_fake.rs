@@ -8,7 +8,7 @@ use kvlink::error::Status;
 use kvlink::layout::Span;
 use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::nixl::{Landing, Nixl, NixlOptions};
-use kvlink::transport::{Action, Done, Job, JobId, LinkId, Poller, Transport};
+use kvlink::transport::{Action, Done, Job, JobId, LinkId, Poller, Slice, Transport};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -72,7 +72,7 @@ impl Node {
         let mut done = Vec::new();
         while done.is_empty() {
             assert!(Instant::now() < deadline, "no end");
-            self.nixl.progress(&[], 0, &mut done);
+            self.nixl.progress(&[], Slice::of(0), &mut done);
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(done.len(), 1);

@@ -1,7 +1,7 @@
 //! The system calls that transports are made of.
 
 use kvlink::transport::host::Host;
-use kvlink::transport::{Job, Poller, Transport};
+use kvlink::transport::{Job, Poller, Slice, Transport};
 use std::time::Duration;
 
 pub fn iovec(at: usize, len: usize) -> libc::iovec {
@@ -48,7 +48,7 @@ pub fn run(host: &mut Host, poller: &Poller, job: Job, budget: u64) {
     while done.is_empty() {
         let wait = if more { Duration::ZERO } else { Duration::from_secs(10) };
         poller.wait(Some(wait), &mut ready).unwrap();
-        more = host.progress(&ready, budget, &mut done);
+        more = host.progress(&ready, Slice::of(budget), &mut done);
     }
     done.into_iter().for_each(|d| d.result.unwrap());
 }

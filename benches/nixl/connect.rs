@@ -6,7 +6,7 @@ use crate::common::{percentile, wanted};
 use crate::{LAYERS, SIZES, WAYS, World, blocks_of, transport};
 use kvlink::layout::Span;
 use kvlink::proto::{Direction, EventKind};
-use kvlink::transport::{Action, Job, JobId, LinkId, Transport};
+use kvlink::transport::{Action, Job, JobId, LinkId, Slice, Transport};
 use std::time::{Duration, Instant};
 
 const ROUNDS: u64 = 24;
@@ -47,7 +47,7 @@ pub fn print(world: &World) {
                 .unwrap();
                 let (mut ready, mut done) = (Vec::new(), Vec::new());
                 while done.is_empty() {
-                    let more = nixl.progress(&ready, 0, &mut done);
+                    let more = nixl.progress(&ready, Slice::of(0), &mut done);
                     let longest = if more || !done.is_empty() { 0 } else { 10 };
                     poller.wait(Some(Duration::from_secs(longest)), &mut ready).unwrap();
                 }

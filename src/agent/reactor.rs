@@ -14,7 +14,7 @@ use crate::error::{Error, Result, Status};
 use crate::layout::Span;
 use crate::memory::{Memory, SharedMemory};
 use crate::proto::{Action, ConnId, Event, EventKind, Id, JobEnd, JobId, Output};
-use crate::transport::{self, Done, Job, LinkId, Poller, Ready};
+use crate::transport::{self, Done, Job, LinkId, Poller, Ready, Slice};
 use crate::wire::{BOARD_BYTES, BOARD_REGION, Message};
 use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
@@ -135,7 +135,8 @@ impl Reactor {
         if called || looks || self.more || !ready.is_empty() || self.due.is_some_and(|at| at <= now) {
             self.told = false;
             self.pump(haste);
-            self.more = self.move_data(ready, budget)?;
+            let slice = Slice { bytes: budget, loops: haste == Haste::Yes };
+            self.more = self.move_data(ready, slice)?;
             // What follows from ended jobs may have to be moved, or reported by the transports.
             self.more |= self.pump(haste);
             let may_wait = (self.told || self.more) && now < self.held_until;
@@ -297,9 +298,9 @@ impl Reactor {
     }
 
     /// Lets the transports work for a slice; returns whether they would go on.
-    fn move_data(&mut self, ready: &[Ready], budget: u64) -> Result<bool> {
+    fn move_data(&mut self, ready: &[Ready], slice: Slice) -> Result<bool> {
         let mut done = std::mem::take(&mut self.done);
-        let more = self.transports.progress(ready, budget, &mut done);
+        let more = self.transports.progress(ready, slice, &mut done);
         let now = Instant::now();
         if !done.is_empty() {
             let mut endpoint = self.shared.endpoint.lock();
@@ -415,7 +416,7 @@ impl Reactor {
                 self.shared.endpoint.lock().close(now, Error::new(Status::Cancelled, "a region was deregistered"));
                 self.pump(Haste::No);
                 self.transports.deregister(region)?;
-                self.move_data(&[], SLICE)?;
+                self.move_data(&[], Slice::of(SLICE))?;
                 self.pump(Haste::No);
                 Ok(())
             }

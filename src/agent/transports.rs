@@ -8,7 +8,7 @@ use crate::proto::{ConnId, LinkInfo};
 use crate::transport::host::Host;
 use crate::transport::mori::Mori;
 use crate::transport::nixl::Nixl;
-use crate::transport::{Done, Job, JobId, Link, LinkId, Poller, Ready, Transport};
+use crate::transport::{Done, Job, JobId, Link, LinkId, Poller, Ready, Slice, Transport};
 use std::collections::HashMap;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -195,13 +195,13 @@ impl Transports {
     }
 
     /// Drives all transports; returns whether one would go on at once.
-    pub fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {
+    pub fn progress(&mut self, ready: &[Ready], slice: Slice, done: &mut Vec<Done>) -> bool {
         let before = done.len();
         let mut more = false;
         for (at, t) in self.list.iter_mut().enumerate() {
             let keys = at as u64 * KEYS_PER_TRANSPORT..(at as u64 + 1) * KEYS_PER_TRANSPORT;
             let mine: Vec<Ready> = ready.iter().copied().filter(|r| keys.contains(&r.key)).collect();
-            more |= t.progress(&mine, budget, done);
+            more |= t.progress(&mine, slice, done);
         }
         done.extend(self.parked.take_ended());
         for d in done.iter().skip(before) {

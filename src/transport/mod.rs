@@ -100,6 +100,22 @@ pub struct Link {
     pub rejected: Vec<String>,
 }
 
+/// How much one call of [`Transport::progress`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// About so many bytes.
+    pub bytes: u64,
+    /// The caller comes again at once, in a loop: no thread of the transport's has to wake for what it can do itself.
+    pub loops: bool,
+}
+
+impl Slice {
+    /// One of so many bytes, for a caller that may come again late.
+    pub fn of(bytes: u64) -> Slice {
+        Slice { bytes, loops: false }
+    }
+}
+
 /// Moves spans. See the module's documentation for the rules.
 pub trait Transport: Send {
     /// Its name in configuration and reports.
@@ -132,7 +148,7 @@ pub trait Transport: Send {
     /// as done with `reason`, unless it had ended by itself already. Unknown jobs have ended.
     fn cancel(&mut self, job: JobId, reason: Status);
 
-    /// Works on ready sockets and running jobs for about `budget` bytes; appends ended jobs. Returns whether it would go
+    /// Works on ready sockets and running jobs for a slice; appends ended jobs. Returns whether it would go
     /// on at once if called again. Must be called after `post`, `cancel` and `deregister` without waiting for readiness.
-    fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool;
+    fn progress(&mut self, ready: &[Ready], slice: Slice, done: &mut Vec<Done>) -> bool;
 }

@@ -5,7 +5,7 @@ use kvlink::error::{Error, Status};
 use kvlink::layout::Span;
 use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::host::{Host, HostOptions};
-use kvlink::transport::{Action, Done, Job, JobId, Link, LinkId, Poller, Ready, Transport};
+use kvlink::transport::{Action, Done, Job, JobId, Link, LinkId, Poller, Ready, Slice, Transport};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -124,7 +124,7 @@ impl Node {
     /// One round: wait at most so long, then work for `budget` bytes.
     pub fn round(&mut self, wait: Duration, budget: u64) -> bool {
         self.poller.wait(Some(wait), &mut self.ready).unwrap();
-        self.host.progress(&self.ready, budget, &mut self.done)
+        self.host.progress(&self.ready, Slice::of(budget), &mut self.done)
     }
 
     pub fn take(&mut self, id: u64) -> Option<Done> {

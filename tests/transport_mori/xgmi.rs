@@ -5,7 +5,7 @@ use kvlink::error::Status;
 use kvlink::layout::Span;
 use kvlink::memory::Memory;
 use kvlink::transport::mori::{Backend, Mori, MoriOptions};
-use kvlink::transport::{Action, Job, JobId, LinkId, Poller, Ready, Transport};
+use kvlink::transport::{Action, Job, JobId, LinkId, Poller, Ready, Slice, Transport};
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ fn memory_of_gpus_is_read_and_other_memory_refused() {
     sink.post(Job { id, link, action: Action::Pull, spans: spans.clone(), staged: false, mark: None }).unwrap();
     let (deadline, mut done, mut ready) = (Instant::now() + PATIENCE, Vec::new(), Vec::<Ready>::new());
     while done.is_empty() {
-        let more = sink.progress(&ready, 0, &mut done);
+        let more = sink.progress(&ready, Slice::of(0), &mut done);
         let left = if more || !done.is_empty() { Duration::ZERO } else { deadline.duration_since(Instant::now()) };
         poller.wait(Some(left), &mut ready).unwrap();
     }

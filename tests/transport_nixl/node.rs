@@ -4,7 +4,7 @@ use crate::nixl::packages;
 use kvlink::layout::Span;
 use kvlink::memory::{Memory, SharedMemory};
 use kvlink::transport::nixl::{Nixl, NixlOptions};
-use kvlink::transport::{Action, Done, Job, JobId, LinkId, Poller, Ready, Transport};
+use kvlink::transport::{Action, Done, Job, JobId, LinkId, Poller, Ready, Slice, Transport};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,7 @@ impl Node {
         let deadline = Instant::now() + within;
         let mut ready: Vec<Ready> = Vec::new();
         loop {
-            let more = self.nixl.progress(&ready, 0, &mut self.done);
+            let more = self.nixl.progress(&ready, Slice::of(0), &mut self.done);
             if let Some(at) = self.done.iter().position(|d| d.id == JobId(id)) {
                 return Some(self.done.remove(at));
             }

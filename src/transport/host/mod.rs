@@ -26,7 +26,7 @@ mod sys;
 pub use options::HostOptions;
 pub use pull::STAGE_GAP_BYTES;
 
-use super::{Action, Done, Job, JobId, Link, LinkId, Poller, Ready, Transport};
+use super::{Action, Done, Job, JobId, Link, LinkId, Poller, Ready, Slice, Transport};
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use conn::{Conn, Context};
@@ -298,7 +298,7 @@ impl Transport for Host {
         let _ = self.end_pulls(|p| p.id == job, &error) || self.end_chosen(|s| s.id == job, &error);
     }
 
-    fn progress(&mut self, ready: &[Ready], budget: u64, done: &mut Vec<Done>) -> bool {
+    fn progress(&mut self, ready: &[Ready], slice: Slice, done: &mut Vec<Done>) -> bool {
         for r in ready {
             let Some(slot) = r.key.checked_sub(self.keys.start).filter(|_| self.keys.contains(&r.key)) else {
                 continue;
@@ -309,7 +309,7 @@ impl Transport for Host {
                 self.activate(slot);
             }
         }
-        let mut left = budget.max(1);
+        let mut left = slice.bytes.max(1);
         let begin = Instant::now();
         while left > 0 && (!self.active.is_empty() || !self.pulls.is_empty()) {
             let cost = self.turn_socket(left) + self.turn_pull(left);

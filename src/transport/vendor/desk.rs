@@ -1,6 +1,6 @@
 //! Who drives the worker: the reactor for reads that are short or copied while they are posted, since waking a thread takes
-//! longer than many of them, and its thread for everything else. Both look at what is under way, and tell the other one what
-//! is its to do.
+//! longer than many of them, and while an engine drives it in a loop; its thread for everything else. Both look at what is under
+//! way, and tell the other one what is its to do.
 
 use super::Agents;
 use super::worker::{Command, Next, Report, Worker};
@@ -59,7 +59,7 @@ impl<A: Agents, R: Report> Desk<A, R> {
     /// Begins a job.
     pub fn start(&self, job: Job) {
         if let Some(mut held) = self.worker.try_lock()
-            && let Some(worker) = held.as_mut().filter(|w| w.is_prompt(&job))
+            && let Some(worker) = held.as_mut().filter(|w| w.is_the_reactors(&job))
             && self.calls.lock().commands.is_empty()
         {
             worker.start(job);
@@ -68,21 +68,21 @@ impl<A: Agents, R: Report> Desk<A, R> {
         self.leave(Command::Start(job));
     }
 
-    /// The reactor's turn, if nobody is at it: looks at what is under way, and posts one read that is prompt. Returns what
-    /// has ended, and whether it would go on.
-    pub fn lend_a_hand(&self) -> (Vec<Done>, bool) {
+    /// The reactor's turn, if nobody is at it: looks at what is under way, and posts one read that is its. Returns what has
+    /// ended, and whether it would go on. If it comes in a loop, the thread hears of what is left when it ceases to.
+    pub fn lend_a_hand(&self, loops: bool) -> (Vec<Done>, bool) {
         // Either we get at the worker, or who has it sees afterwards that we did not.
         self.missed.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let mut held = self.worker.try_lock();
         let Some(Some(worker)) = held.as_deref_mut() else { return Default::default() };
         self.missed.store(false, Ordering::Relaxed);
-        let waited = worker.waits();
-        let (ended, room) = worker.turn_in_hand();
-        if worker.waits() && (room || !waited) {
+        let (ended, room) = worker.turn_in_hand(loops);
+        if worker.failing || (worker.waits(loops) && (room || !worker.watched)) {
+            worker.watched = true;
             self.call(|c| c.more = true);
         }
-        (ended, worker.any_prompt())
+        (ended, worker.any_prompt() || (loops && worker.waits(false)))
     }
 
     /// The thread: until the desk is closed.
@@ -98,6 +98,7 @@ impl<A: Agents, R: Report> Desk<A, R> {
             let command = self.calls.lock().commands.pop_front();
             let knew = worker.any_prompt();
             next = worker.turn(command);
+            worker.watched = matches!(next, Next::Now | Next::After(_));
             let prompt = worker.any_prompt();
             drop(held);
             fence(Ordering::SeqCst);

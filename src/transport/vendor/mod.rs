@@ -19,7 +19,7 @@ pub(super) use agents::unique_name;
 pub use agents::{Agents, Landing, Peer, State, Unread, VendorOptions};
 pub use sys::{Piece, Range};
 
-use super::{Action, Done, Interest, Job, JobId, Link, LinkId, Poller, Ready, Transport, start};
+use super::{Action, Done, Interest, Job, JobId, Link, LinkId, Poller, Ready, Slice, Transport, start};
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use desk::Desk;
@@ -292,11 +292,11 @@ impl<A: Agents> Transport for Vendor<A> {
         }
     }
 
-    fn progress(&mut self, ready: &[Ready], _budget: u64, done: &mut Vec<Done>) -> bool {
+    fn progress(&mut self, ready: &[Ready], slice: Slice, done: &mut Vec<Done>) -> bool {
         if !ready.is_empty() {
             let _ = rustix::io::read(&self.shared.wake, &mut [0u8; 8]);
         }
-        let (mut ended, more) = self.desk.lend_a_hand();
+        let (mut ended, more) = self.desk.lend_a_hand(slice.loops);
         ended.append(&mut self.shared.ended.lock());
         // A job that was given up is not reported twice.
         done.extend(ended.into_iter().filter(|d| self.jobs.remove(&d.id).is_some()));

@@ -109,6 +109,12 @@ pub(super) struct Worker<A: Agents, R> {
     /// Why nothing can be begun any more.
     ended: Option<Error>,
     closing: Option<Closing>,
+    /// An engine that loops had the last turn.
+    engine: bool,
+    /// The thread will come by itself.
+    pub watched: bool,
+    /// A read has failed, and the thread has to see to it.
+    pub failing: bool,
     /// When something was done last.
     worked: Instant,
     /// Jobs that ended while the reactor was at it.
@@ -133,6 +139,9 @@ impl<A: Agents, R: Report> Worker<A, R> {
             replacing: None,
             ended: None,
             closing: None,
+            engine: false,
+            watched: false,
+            failing: false,
             worked: Instant::now(),
             in_hand: None,
             out,
@@ -145,8 +154,10 @@ impl<A: Agents, R: Report> Worker<A, R> {
         if let Some(c) = command {
             self.obey(c);
         }
-        let posted = self.post();
-        let worked = self.look() || posted || heard;
+        // It has turns all the time, or none any more.
+        let engine = std::mem::take(&mut self.engine) && !std::mem::take(&mut self.failing);
+        let posted = self.post(engine);
+        let worked = (!engine && self.look()) || posted || heard;
         if self.close() {
             self.replace_if_due();
         }
@@ -157,9 +168,11 @@ impl<A: Agents, R: Report> Worker<A, R> {
             return Next::Now;
         }
         let pause = now.saturating_duration_since(self.worked) / EIGHTH;
-        if self.flights.iter().any(|f| f.job.is_some()) {
+        if engine && self.waits(false) {
+            Next::After(LONGEST)
+        } else if self.flights.iter().any(|f| f.job.is_some()) {
             Next::After(pause.clamp(SHORTEST, LONGEST))
-        } else if self.waits() {
+        } else if self.waits(false) {
             Next::After(pause.clamp(SHORTEST, ABANDONED))
         } else if let (Some(agents), Some(longest)) = (&mut self.agents, A::TENDED) {
             agents.tend();
@@ -169,34 +182,43 @@ impl<A: Agents, R: Report> Worker<A, R> {
         }
     }
 
-    /// There is work for the thread.
-    pub fn waits(&self) -> bool {
-        let only_prompt = self.turns.iter().all(|id| self.is_prompt_id(id));
+    /// There is work for the thread, which an engine that loops does not do.
+    pub fn waits(&self, engine: bool) -> bool {
+        let looks = !engine && !self.flights.is_empty();
+        let posts = self.turns.iter().any(|id| !self.is_prompt_id(id, engine));
         let gone = self.links.values().any(|l| l.gone);
-        !only_prompt || gone || !self.flights.is_empty() || self.replacing.is_some() || self.closing.is_some()
+        looks || posts || gone || self.replacing.is_some() || self.closing.is_some()
     }
 
-    /// There is work for the reactor.
+    /// There is work for the reactor, whoever drives it.
     pub fn any_prompt(&self) -> bool {
-        self.turns.iter().any(|id| self.is_prompt_id(id))
+        self.turns.iter().any(|id| self.is_prompt_id(id, false))
     }
 
-    pub(super) fn is_prompt_id(&self, id: &JobId) -> bool {
-        self.jobs.get(id).is_some_and(|r| self.is_prompt(&r.job))
+    pub(super) fn is_prompt_id(&self, id: &JobId, engine: bool) -> bool {
+        self.jobs.get(id).is_some_and(|r| self.is_prompt(&r.job, engine))
     }
 
-    /// Whether a job's reads will be copied while they are posted, or are posted sooner than a thread is awake.
-    pub fn is_prompt(&self, job: &Job) -> bool {
-        let prompt = |l: &Link| l.prompt >= PROVEN || (l.answered && is_short(job));
+    /// Whether a job's reads will be copied while they are posted, or are posted sooner than a thread is awake. With an engine
+    /// that loops, that is so wherever posting does not wait.
+    fn is_prompt(&self, job: &Job, engine: bool) -> bool {
+        let prompt = |l: &Link| l.prompt >= PROVEN || (l.answered && (engine || is_short(job)));
         A::SWIFT && self.replacing.is_none() && self.links.get(&job.link).is_some_and(prompt)
+    }
+
+    /// Whether the reactor is to post its reads.
+    pub fn is_the_reactors(&self, job: &Job) -> bool {
+        self.is_prompt(job, self.engine)
     }
 
     /// The reactor's turn: looks at what is under way, and posts one read of a job that is prompt.
     /// Returns what has ended, and whether there is room for further reads since.
-    pub fn turn_in_hand(&mut self) -> (Vec<Done>, bool) {
+    pub fn turn_in_hand(&mut self, engine: bool) -> (Vec<Done>, bool) {
+        self.engine = engine;
         self.in_hand = Some(Vec::new());
         let room = self.look();
-        let prompt = self.turns.iter().position(|id| self.is_prompt_id(id));
+        let has_turn = |id| self.is_prompt_id(id, false) || (self.is_prompt_id(id, engine) && self.has_room(id));
+        let prompt = self.turns.iter().position(has_turn);
         if let Some(id) = prompt.and_then(|at| self.turns.remove(at)) {
             self.post_next(id);
         }

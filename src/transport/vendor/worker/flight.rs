@@ -45,15 +45,15 @@ fn unreadable<A: Agents>(peer: &Peer, e: &str) -> Error {
 }
 
 impl<A: Agents, R: Report> Worker<A, R> {
-    /// Gives every job of the thread's a turn while there is room; returns whether anything was posted.
-    pub(super) fn post(&mut self) -> bool {
+    /// Gives every job of the thread's a turn while there is room, and leaves others to an engine that loops, if one does;
+    /// returns whether anything was posted.
+    pub(super) fn post(&mut self, engine: bool) -> bool {
         if self.replacing.is_some() {
             return false;
         }
         for _ in 0..self.turns.len() {
             let Some(id) = self.turns.pop_front() else { break };
-            let Some(link) = self.jobs.get(&id).map(|r| r.job.link) else { continue };
-            if self.is_prompt_id(&id) || self.flights.iter().filter(|f| f.link == link).count() >= DEPTH {
+            if self.is_prompt_id(&id, engine) || !self.has_room(&id) {
                 self.turns.push_back(id);
                 continue;
             }
@@ -61,6 +61,12 @@ impl<A: Agents, R: Report> Worker<A, R> {
             return true;
         }
         false
+    }
+
+    /// A further read of the job's link may be under way.
+    pub(super) fn has_room(&self, id: &JobId) -> bool {
+        let link = self.jobs.get(id).map(|r| r.job.link);
+        self.flights.iter().filter(|f| Some(f.link) == link).count() < DEPTH
     }
 
     /// Posts a job's next read.
@@ -178,7 +184,9 @@ impl<A: Agents, R: Report> Worker<A, R> {
                 continue;
             }
             let state = agents.state(&mut f.request);
-            if self.in_hand.is_none() || !matches!(state, State::Failed(_)) {
+            if self.in_hand.is_some() && matches!(state, State::Failed(_)) {
+                self.failing = true;
+            } else {
                 self.settle(at, state);
             }
         }
