@@ -38,6 +38,7 @@ fn fake() -> PathBuf {
 }
 
 struct Node {
+    poller: Arc<Poller>,
     nixl: Nixl,
     memory: Arc<SharedMemory>,
 }
@@ -51,10 +52,11 @@ impl Node {
             landing,
             patience: PATIENCE,
         };
-        let mut nixl = Nixl::new(Arc::new(Poller::new().unwrap()), 0, options).unwrap();
+        let poller = Arc::new(Poller::new().unwrap());
+        let mut nixl = Nixl::new(poller.clone(), 0, options).unwrap();
         let memory = Arc::new(SharedMemory::allocate(LEN).unwrap());
         nixl.register(0, &Memory::shared(memory.clone())).unwrap();
-        Node { nixl, memory }
+        Node { poller, nixl, memory }
     }
 
     fn read(&mut self, id: u64, from: &Node) {
@@ -116,6 +118,41 @@ fn reads_that_are_copied_while_they_are_posted_are_left_to_the_reactor() {
     assert!(have.iter().all(|b| *b == 7));
 }
 
+/// More reads than one: pieces that are not adjacent.
+fn pieces() -> Vec<Span> {
+    let span = |i| Span { src_offset: i * 1024, dst_offset: i * 1024, len: 512, src_region: 0, dst_region: 0 };
+    (0..LEN as u64 / 1024).map(span).collect()
+}
+
+#[test]
+fn what_an_engine_that_loops_leaves_the_thread_goes_on_with() {
+    let (source, mut sink) = (source(), Node::new("late", Landing::Auto));
+    sink.nixl.connect(LinkId(1), &source.nixl.metadata()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for (id, turns) in (1..).zip([usize::MAX, 1, 2, 5, usize::MAX]) {
+        let spans = pieces();
+        let bytes: u64 = spans.iter().map(|s| s.len).sum();
+        let job = Job { id: JobId(id), link: LinkId(1), action: Action::Pull, spans, staged: false, mark: None };
+        sink.nixl.post(job).unwrap();
+        let mut done = Vec::new();
+        let mut left = turns;
+        while left > 0 && done.is_empty() {
+            sink.nixl.progress(&[], Slice { bytes: 0, loops: true }, &mut done);
+            left -= 1;
+            assert!(Instant::now() < deadline, "no end while it loops");
+        }
+        let mut ready = Vec::new();
+        while done.is_empty() {
+            sink.nixl.progress(&ready, Slice::of(0), &mut done);
+            if done.is_empty() {
+                sink.poller.wait(Some(Duration::from_secs(60)), &mut ready).unwrap();
+                assert!(!ready.is_empty(), "no end after {turns} turns");
+            }
+        }
+        assert_eq!(done.remove(0).bytes, bytes);
+    }
+}
+
 #[test]
 fn a_read_that_never_ends_ends_with_the_agent_that_reads() {
     let (source, mut sink) = (source(), Node::new("stuck", Landing::Direct));
@@ -172,7 +209,7 @@ fn a_call_that_never_returns_holds_nobody_for_ever() {
     assert!(e.message().contains("has not returned for"), "{e}");
     let e = sink.nixl.connect(LinkId(2), &source.nixl.metadata()).unwrap_err();
     assert!(e.message().contains("has not returned for"), "{e}");
-    let Node { nixl, memory } = sink;
+    let Node { nixl, memory, .. } = sink;
     drop(nixl);
     // Whatever the call does when it returns, it does to memory that is there.
     assert!(Arc::strong_count(&memory) > 1);

@@ -155,7 +155,7 @@ impl Agent {
         let reactor = Arc::new(Mutex::new(reactor));
         let (s, p, r) = (shared.clone(), poller.clone(), reactor.clone());
         let work = move || Driver { shared: &s, poller: &p, reactor: &r }.run();
-        let thread = transport::start(format!("kvlink-{}", config.rank), work)?;
+        let thread = transport::start_thread(format!("kvlink-{}", config.rank), work)?;
         let memory = vec![None; layout.regions().len()];
         Ok(Agent {
             shared,

@@ -18,7 +18,7 @@ mod sys;
 mod vendor;
 
 pub use poller::{Interest, Poller, Ready};
-pub use sys::start;
+pub use sys::start_thread;
 
 use crate::error::{Result, Status};
 use crate::layout::Span;

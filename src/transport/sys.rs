@@ -9,7 +9,7 @@ use std::thread::{Builder, JoinHandle};
 ///
 /// # Errors
 /// [`Status::System`] where there is no thread to be had.
-pub fn start(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+pub fn start_thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     let failed = format!("starting the thread {name}");
     let polite = || {
         leave_cores_to_engines();
@@ -47,7 +47,7 @@ mod tests {
     fn threads_that_copy_do_not_take_cores_from_engines() {
         assert_eq!(policy(), libc::SCHED_OTHER.to_string());
         let (tell, told) = std::sync::mpsc::channel();
-        start("kvlink test) x".into(), move || tell.send(policy()).unwrap()).unwrap().join().unwrap();
+        start_thread("kvlink test) x".into(), move || tell.send(policy()).unwrap()).unwrap().join().unwrap();
         assert_eq!(told.recv().unwrap(), libc::SCHED_BATCH.to_string());
     }
 }

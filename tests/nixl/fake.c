@@ -4,6 +4,7 @@
  *   mode=drop      the first read fails, and so do others until the peer is forgotten
  *   mode=undying   the same, and the agent cannot be ended
  *   mode=lock      registering locks memory, as drivers of network cards do
+ *   mode=late      a read ends at the third look, as over a network
  * Compiled with -DSTUB it says that it is the placeholder.
  */
 #include <stdbool.h>
@@ -14,11 +15,11 @@
 #include <unistd.h>
 
 typedef void *handle;
-enum mode { GOOD, HANG, STUCK, UNDYING, DROP, LOCK };
+enum mode { GOOD, HANG, STUCK, UNDYING, DROP, LOCK, LATE };
 struct desc { uintptr_t addr; size_t len; };
 struct list { size_t n; struct desc *at; };
 struct agent { char name[256]; enum mode mode; bool dropped; };
-struct request { struct list local, remote; };
+struct request { struct list local, remote; int looks; };
 
 bool nixl_capi_is_stub(void)
 {
@@ -69,8 +70,8 @@ int nixl_capi_create_params(handle *out) { return made(out, sizeof(enum mode)); 
 int nixl_capi_params_add(handle p, const char *key, const char *value)
 {
     (void)key;
-    static const char *const names[] = {"good", "hang", "stuck", "undying", "drop", "lock"};
-    for (int i = GOOD; i <= LOCK; i++)
+    static const char *const names[] = {"good", "hang", "stuck", "undying", "drop", "lock", "late"};
+    for (int i = GOOD; i <= LATE; i++)
         if (!strcmp(value, names[i]))
             *(enum mode *)p = i;
     return 0;
@@ -127,8 +128,14 @@ int nixl_capi_create_xfer_req(handle a, int op, handle local, handle remote, con
     if (((struct agent *)a)->dropped)
         return -2;
     int code = made(out, sizeof(struct request));
-    *(struct request *)*out = (struct request){copied(local), copied(remote)};
+    *(struct request *)*out = (struct request){copied(local), copied(remote), 0};
     return code;
+}
+static int moved(const struct request *r)
+{
+    for (size_t i = 0; i < r->local.n; i++)
+        memcpy((void *)r->local.at[i].addr, (void *)r->remote.at[i].addr, r->local.at[i].len);
+    return 0;
 }
 int nixl_capi_post_xfer_req(handle a, handle req, handle o)
 {
@@ -142,11 +149,15 @@ int nixl_capi_post_xfer_req(handle a, handle req, handle o)
     }
     if (((struct agent *)a)->mode != GOOD && ((struct agent *)a)->mode != LOCK)
         return 1;
-    for (size_t i = 0; i < r->local.n; i++)
-        memcpy((void *)r->local.at[i].addr, (void *)r->remote.at[i].addr, r->local.at[i].len);
-    return 0;
+    return moved(r);
 }
-int nixl_capi_get_xfer_status(handle a, handle r) { (void)r; return ((struct agent *)a)->mode == GOOD ? 0 : 1; }
+int nixl_capi_get_xfer_status(handle a, handle req)
+{
+    struct request *r = req;
+    if (((struct agent *)a)->mode == LATE && ++r->looks == 3)
+        return moved(r);
+    return ((struct agent *)a)->mode == GOOD ? 0 : 1;
+}
 int nixl_capi_release_xfer_req(handle a, handle r) { (void)a, (void)r; return 0; }
 int nixl_capi_destroy_xfer_req(handle req)
 {

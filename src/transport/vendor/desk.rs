@@ -98,7 +98,6 @@ impl<A: Agents, R: Report> Desk<A, R> {
             let command = self.calls.lock().commands.pop_front();
             let knew = worker.any_prompt();
             next = worker.turn(command);
-            worker.watched = matches!(next, Next::Now | Next::After(_));
             let prompt = worker.any_prompt();
             drop(held);
             fence(Ordering::SeqCst);

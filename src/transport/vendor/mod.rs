@@ -19,7 +19,7 @@ pub(super) use agents::unique_name;
 pub use agents::{Agents, Landing, Peer, State, Unread, VendorOptions};
 pub use sys::{Piece, Range};
 
-use super::{Action, Done, Interest, Job, JobId, Link, LinkId, Poller, Ready, Slice, Transport, start};
+use super::{Action, Done, Interest, Job, JobId, Link, LinkId, Poller, Ready, Slice, Transport, start_thread};
 use crate::error::{Error, Result, Status};
 use crate::memory::Memory;
 use desk::Desk;
@@ -127,7 +127,7 @@ impl<A: Agents> Vendor<A> {
                 Err(e) => drop(answer.send(Err(e))),
             }
         };
-        start(format!("kvlink-{}", A::NAME), work)?;
+        start_thread(format!("kvlink-{}", A::NAME), work)?;
         let mut made = Vendor {
             options,
             poller,

@@ -111,7 +111,7 @@ pub(super) struct Worker<A: Agents, R> {
     closing: Option<Closing>,
     /// An engine that loops had the last turn.
     engine: bool,
-    /// The thread will come by itself.
+    /// The thread will come soon by itself.
     pub watched: bool,
     /// A read has failed, and the thread has to see to it.
     pub failing: bool,
@@ -154,14 +154,21 @@ impl<A: Agents, R: Report> Worker<A, R> {
         if let Some(c) = command {
             self.obey(c);
         }
-        // It has turns all the time, or none any more.
-        let engine = std::mem::take(&mut self.engine) && !std::mem::take(&mut self.failing);
+        // An engine that loops has had a turn since, or it does not any more.
+        let looped = std::mem::take(&mut self.engine);
+        let engine = !std::mem::take(&mut self.failing) && looped;
         let posted = self.post(engine);
         let worked = (!engine && self.look()) || posted || heard;
         if self.close() {
             self.replace_if_due();
         }
         self.forget_links();
+        let next = self.next(engine, worked);
+        self.watched = matches!(next, Next::Now) || matches!(next, Next::After(pause) if pause <= LONGEST);
+        next
+    }
+
+    fn next(&mut self, engine: bool, worked: bool) -> Next {
         let now = Instant::now();
         if worked {
             self.worked = now;
