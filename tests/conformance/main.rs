@@ -70,7 +70,7 @@ macro_rules! conformance {
                 random_cases,
             }
             edge { no_tokens, a_fully_cached_prefix, ranks_with_nothing_to_move }
-            many { spans_in_one_read, spans_in_one_write, transfers_from_many_threads }
+            many { spans_in_one_read, spans_in_one_write, a_small_read_beside_large_ones, transfers_from_many_threads }
             notify { in_order, after_the_data_of_a_read, after_the_data_of_a_write, the_largest_and_one_byte_more }
             cancel { by_the_sink_of_reads, by_the_source_of_writes, of_an_offer, of_an_accept }
             lease { expires_while_the_source_reuses_its_blocks, expires_while_the_sink_stands_still }
