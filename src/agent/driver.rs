@@ -7,11 +7,11 @@
 
 use super::Shared;
 use super::calls::PoisonOnUnwind;
-use super::reactor::{Haste, Reactor, SLICE};
+use super::reactor::{Reactor, SLICE};
 use super::waker::LATER;
 use crate::error::{Error, Result, Status};
 use crate::proto::{Event, EventKind};
-use crate::transport::{Poller, Ready};
+use crate::transport::{Poller, Ready, Slice};
 use parking_lot::Mutex;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
@@ -75,7 +75,7 @@ impl Driver<'_> {
             if waker.is_pending() && !waker.polls() {
                 linger = now + LINGER;
             }
-            reactor.turn(&ready, SLICE, Haste::No)?;
+            reactor.turn(&ready, Slice::of(SLICE))?;
             let (more, due) = (reactor.has_more(), reactor.due());
             drop(reactor);
             let timeout = if more || now < linger { Some(Duration::ZERO) } else { self.sleep(now, due) };
@@ -84,7 +84,8 @@ impl Driver<'_> {
         }
     }
 
-    /// Announces the sleep, and says how long: not at all while something may have come since we looked.
+    /// Says how long to sleep: not at all while something may have come since we looked. Announces the sleep, unless it is so
+    /// short that nobody has to be woken from it.
     fn sleep(&self, now: Instant, due: Option<Instant>) -> Option<Duration> {
         let until_due = due.map(|at| at.saturating_duration_since(now));
         if self.shared.waker.expects_engine(now) {
@@ -112,7 +113,7 @@ impl Driver<'_> {
         let turned = self
             .poller
             .wait(Some(Duration::ZERO), &mut ready)
-            .and_then(|()| reactor.turn(&ready, POLL_SLICE, Haste::Yes));
+            .and_then(|()| reactor.turn(&ready, Slice { bytes: POLL_SLICE, loops: true }));
         if turned.is_ok() {
             std::mem::forget(poison);
         }

@@ -64,7 +64,7 @@ pub(super) struct Reactor {
 
 /// Whether an engine waits for the end of the turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Haste {
+enum Haste {
     Yes,
     No,
 }
@@ -121,9 +121,10 @@ impl Reactor {
 
     /// One turn: what is ready, what callers left, timers, and a slice of the data.
     ///
-    /// With `haste`, data and its event overtake messages, for a millisecond at most: sending wakes the other side, which
+    /// For an engine that loops, data and its event overtake messages, for a millisecond at most: sending wakes the other side, which
     /// takes longer than a small transfer, and the engine waits for its event.
-    pub fn turn(&mut self, ready: &[Ready], budget: u64, haste: Haste) -> Result<()> {
+    pub fn turn(&mut self, ready: &[Ready], slice: Slice) -> Result<()> {
+        let haste = if slice.loops { Haste::Yes } else { Haste::No };
         self.on_ready(ready);
         let called = self.shared.waker.take();
         if called {
@@ -131,11 +132,10 @@ impl Reactor {
         }
         let now = Instant::now();
         // Some libraries move data while they are looked at.
-        let looks = haste == Haste::Yes && self.transports.busy();
+        let looks = slice.loops && self.transports.busy();
         if called || looks || self.more || !ready.is_empty() || self.due.is_some_and(|at| at <= now) {
             self.told = false;
             self.pump(haste);
-            let slice = Slice { bytes: budget, loops: haste == Haste::Yes };
             self.more = self.move_data(ready, slice)?;
             // What follows from ended jobs may have to be moved, or reported by the transports.
             self.more |= self.pump(haste);
