@@ -59,14 +59,16 @@ impl Node {
         Node { poller, nixl, memory }
     }
 
+    fn post(&mut self, id: u64, link: u64, spans: Vec<Span>) {
+        let (id, link) = (JobId(id), LinkId(link));
+        self.nixl.post(Job { id, link, action: Action::Pull, spans, staged: false, mark: None }).unwrap();
+    }
+
     fn read(&mut self, id: u64, from: &Node) {
         if id == 1 {
             self.nixl.connect(LinkId(1), &from.nixl.metadata()).unwrap();
         }
-        let spans = vec![Span { src_offset: 0, dst_offset: 0, len: LEN as u64, src_region: 0, dst_region: 0 }];
-        self.nixl
-            .post(Job { id: JobId(id), link: LinkId(1), action: Action::Pull, spans, staged: false, mark: None })
-            .unwrap();
+        self.post(id, 1, all());
     }
 
     fn end(&mut self) -> Done {
@@ -118,6 +120,10 @@ fn reads_that_are_copied_while_they_are_posted_are_left_to_the_reactor() {
     assert!(have.iter().all(|b| *b == 7));
 }
 
+fn all() -> Vec<Span> {
+    vec![Span { src_offset: 0, dst_offset: 0, len: LEN as u64, src_region: 0, dst_region: 0 }]
+}
+
 /// More reads than one: pieces that are not adjacent.
 fn pieces() -> Vec<Span> {
     let span = |i| Span { src_offset: i * 1024, dst_offset: i * 1024, len: 512, src_region: 0, dst_region: 0 };
@@ -132,8 +138,7 @@ fn what_an_engine_that_loops_leaves_the_thread_goes_on_with() {
     for (id, turns) in (1..).zip([usize::MAX, 1, 2, 5, usize::MAX]) {
         let spans = pieces();
         let bytes: u64 = spans.iter().map(|s| s.len).sum();
-        let job = Job { id: JobId(id), link: LinkId(1), action: Action::Pull, spans, staged: false, mark: None };
-        sink.nixl.post(job).unwrap();
+        sink.post(id, 1, spans);
         let mut done = Vec::new();
         let mut left = turns;
         while left > 0 && done.is_empty() {
@@ -183,10 +188,7 @@ fn a_broken_link_does_not_spoil_the_next() {
     sink.read(1, &source);
     assert_eq!(sink.end().result.unwrap_err().status(), Status::Incarnation);
     sink.nixl.connect(LinkId(2), &source.nixl.metadata()).unwrap();
-    let spans = vec![Span { src_offset: 0, dst_offset: 0, len: LEN as u64, src_region: 0, dst_region: 0 }];
-    sink.nixl
-        .post(Job { id: JobId(2), link: LinkId(2), action: Action::Pull, spans, staged: false, mark: None })
-        .unwrap();
+    sink.post(2, 2, all());
     sink.end().result.unwrap();
 }
 
